@@ -1,0 +1,1 @@
+"""What tests lean on: real servers, a proxy to break connections with, a scripted broker, waiting without sleeping."""
