@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.fake_broker import FakeBroker
 from tests.support.mosquitto import Mosquitto
+from tests.support.proxy import Proxy
+from tests.support.redis import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,4 +34,29 @@ def mosquitto() -> Iterator[Mosquitto]:
 def shared_mosquitto() -> Iterator[Mosquitto]:
     """One broker for all tests that use topics and client ids of their own and leave it running."""
     with Mosquitto(persistence=False) as broker:
+        yield broker
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A fresh Redis for one test."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Callable[..., Awaitable[Proxy]]]:
+    """Puts a proxy before a port: `link = await proxy(mosquitto.port)`."""
+    async with AsyncExitStack() as stack:
+
+        async def before(target: int, **options: Any) -> Proxy:
+            return await stack.enter_async_context(Proxy(target, **options))
+
+        yield before
+
+
+@pytest.fixture
+async def fake_broker() -> AsyncIterator[FakeBroker]:
+    """A broker that the test scripts."""
+    async with FakeBroker() as broker:
         yield broker

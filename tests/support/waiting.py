@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import pytest
 
@@ -18,9 +18,15 @@ _POLL = 0.005  # seconds
 _T = TypeVar("_T")
 
 
+@overload
 async def eventually(
-    condition: Callable[[], _T | Awaitable[_T]], *, within: float = 10.0, what: str | Callable[[], str] = ""
-) -> _T:
+    condition: Callable[[], Awaitable[_T]], *, within: float = ..., what: str | Callable[[], str] = ...
+) -> _T: ...
+@overload
+async def eventually(
+    condition: Callable[[], _T], *, within: float = ..., what: str | Callable[[], str] = ...
+) -> _T: ...
+async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: str | Callable[[], str] = "") -> Any:
     """Poll `condition` (a function or a coroutine function) until it gives something true, and return that.
 
     Fails the test after `within` seconds with `what` was waited for: a text, or a function that describes the state.
@@ -28,7 +34,7 @@ async def eventually(
     deadline = time.monotonic() + within
     while True:
         outcome = condition()
-        value = cast("_T", await outcome if inspect.isawaitable(outcome) else outcome)
+        value = await outcome if inspect.isawaitable(outcome) else outcome
         if value:
             return value
         if time.monotonic() > deadline:
