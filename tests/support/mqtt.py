@@ -83,9 +83,8 @@ async def client(
         if self.connack.reason_code:
             raise ConnectionRefusedError(f"CONNACK 0x{self.connack.reason_code:02X}")
         yield self
-        self.send(encode(PacketType.DISCONNECT, 0, b""))
-        with suppress(OSError):
-            await writer.drain()
+        if not writer.is_closing():
+            self.send(encode(PacketType.DISCONNECT, 0, b""))
     finally:
         await self._close()
 
