@@ -1,0 +1,34 @@
+"""Topics: their grammar, templates with named parts, and the tree that finds the filters a topic matches."""
+
+from mqttapi.topics.converters import Constraint, Converter, converters, register_converter
+from mqttapi.topics.grammar import (
+    covers,
+    join,
+    matches,
+    overlaps,
+    share,
+    split_share,
+    validate_filter,
+    validate_topic,
+)
+from mqttapi.topics.template import TemplateParameter, TopicTemplate
+from mqttapi.topics.tree import TopicCache, TopicTree
+
+__all__ = [
+    "Constraint",
+    "Converter",
+    "TemplateParameter",
+    "TopicCache",
+    "TopicTemplate",
+    "TopicTree",
+    "converters",
+    "covers",
+    "join",
+    "matches",
+    "overlaps",
+    "register_converter",
+    "share",
+    "split_share",
+    "validate_filter",
+    "validate_topic",
+]
