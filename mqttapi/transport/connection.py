@@ -212,7 +212,8 @@ class Connection(aiomqtt.Client):
         where = self.options.where
         if isinstance(self._error, ssl.SSLError):  # with TLS 1.3 the server judges our certificate this late
             return ConnectionRefused(f"TLS: {where} refuses us: {self._error.reason}; does it want a certificate?")
-        return NotConnected(f"{where} closed the connection before its CONNACK{self._why}")
+        text = f"{where} closed the connection before its CONNACK{self._why}"
+        return NotConnected(text, closed_before_connack=True)
 
     def _handle_connack(self, packet: bytearray) -> None:
         where = self.options.where
@@ -411,9 +412,7 @@ class Connection(aiomqtt.Client):
 
     # Subscribing
 
-    async def subscribe(  # type: ignore[override]  # ours takes values, and returns numbers
-        self, subscriptions: Sequence[Subscription], *, timeout: float | None = None
-    ) -> list[int]:
+    async def subscribe_all(self, subscriptions: Sequence[Subscription], *, timeout: float | None = None) -> list[int]:
         """Subscribe, and return the reason codes in order: 0x80 and more are for the caller to judge.
 
         One SUBSCRIBE is sent per subscription identifier, as the identifier belongs to the packet. `timeout` (seconds;
@@ -437,9 +436,7 @@ class Connection(aiomqtt.Client):
                 codes[index] = code
         return codes
 
-    async def unsubscribe(  # type: ignore[override]  # as for `subscribe`
-        self, filters: Sequence[str], *, timeout: float | None = None
-    ) -> list[int]:
+    async def unsubscribe_all(self, filters: Sequence[str], *, timeout: float | None = None) -> list[int]:
         """Unsubscribe, and return the reason codes in order (MQTT 3.1.1: none).
 
         Raises:
