@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.fake_broker import FakeBroker
 from tests.support.mosquitto import Mosquitto
@@ -12,6 +14,16 @@ from tests.support.redis import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+
+# A busy machine is no failure; CI tries the same examples each time.
+settings.register_profile(
+    "mqttapi",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=os.environ.get("CI") == "true",
+)
+settings.load_profile("mqttapi")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -111,7 +111,7 @@ class Mosquitto(Server):
             f"max_inflight_messages {self.max_inflight}",
             "queue_qos0_messages false",
             "sys_interval 1",
-            "log_type all",
+            *(f"log_type {kind}" for kind in ("error", "warning", "notice", "information", "subscribe")),
             f"persistence {'true' if self.persistence else 'false'}",
         ]
         if os.geteuid() == 0:

@@ -9,11 +9,12 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
+
+from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["HOST", "Server", "executable", "free_port"]
 
 HOST = "127.0.0.1"
+_random = random.SystemRandom()  # a test may have seeded the other one
 
 
 def executable(name: str) -> str:
@@ -44,7 +46,7 @@ def free_port() -> int:
     could be given the server's port, or be connected to itself.
     """
     while True:
-        port = random.randrange(15_000, 32_000)
+        port = _random.randrange(15_000, 32_000)
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))
@@ -57,7 +59,6 @@ class Server:
     """One server process; used with `with`. The port, the directory and the log stay over a restart."""
 
     program: str
-    start_timeout = 10.0  # seconds
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -78,30 +79,21 @@ class Server:
 
     def start(self) -> None:
         """Start, and wait until clients can connect."""
-        for _ in range(5):
-            with self.log_path.open("ab") as log:
-                self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            if self._wait_until_ready():
-                return
-            # It ended at once. The one harmless reason is that somebody took the port in between.
-            if "in use" not in self.log():
-                break
-        pytest.fail(f"{self.program} did not start:\n{self.log()}")
+        with self.log_path.open("ab") as log:
+            process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.process = process
+        eventually_sync(
+            lambda: process.poll() is not None or self._answers(),
+            what=lambda: f"{self.program} answers; its log:\n{self.log()}",
+        )
+        if process.poll() is not None:
+            pytest.fail(f"{self.program} ended at once; its log:\n{self.log()}")
 
-    def _wait_until_ready(self) -> bool:
-        assert self.process is not None
-        deadline = time.monotonic() + self.start_timeout
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                return False
-            try:
-                if self.ready():
-                    return True
-            except OSError:
-                pass
-            time.sleep(0.01)
-        self.kill()
-        return False
+    def _answers(self) -> bool:
+        try:
+            return self.ready()
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """SIGTERM, and wait for the end: connections are closed in order, state is saved."""
