@@ -1,0 +1,61 @@
+"""MQTTAPI: a decorated, typed function handles every message of a topic."""
+
+from mqttapi._version import __version__
+from mqttapi.app import App
+from mqttapi.config import Session
+from mqttapi.context import Context
+from mqttapi.errors import (
+    BrokerError,
+    ConfigurationError,
+    ConnectionRefused,
+    Drop,
+    InvalidParameter,
+    InvalidPayload,
+    InvalidTemplate,
+    InvalidTopic,
+    InvalidTopicFilter,
+    MessageError,
+    MQTTAPIError,
+    NotConnected,
+    PublishQueueFull,
+    PublishRefused,
+    Reject,
+    RetryLater,
+)
+from mqttapi.injection import Depends, Payload, UserProperty
+from mqttapi.message import Message
+from mqttapi.publisher import NO_REPLY, Publish, Publisher, PublishResult
+from mqttapi.routing import RouteOptions, Router
+
+__all__ = [
+    "NO_REPLY",
+    "App",
+    "BrokerError",
+    "ConfigurationError",
+    "ConnectionRefused",
+    "Context",
+    "Depends",
+    "Drop",
+    "InvalidParameter",
+    "InvalidPayload",
+    "InvalidTemplate",
+    "InvalidTopic",
+    "InvalidTopicFilter",
+    "MQTTAPIError",
+    "Message",
+    "MessageError",
+    "NotConnected",
+    "Payload",
+    "Publish",
+    "PublishQueueFull",
+    "PublishRefused",
+    "PublishResult",
+    "Publisher",
+    "Reject",
+    "RetryLater",
+    "RouteOptions",
+    "Router",
+    "Session",
+    "UserProperty",
+    "__version__",
+]

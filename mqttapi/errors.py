@@ -1,0 +1,153 @@
+"""Every error that MQTTAPI raises, in one tree.
+
+    MQTTAPIError
+    ├── ConfigurationError          the program is wrong: a route, a signature, a setting, a call
+    │   ├── InvalidTopic            not a topic name          (also a ValueError)
+    │   ├── InvalidTopicFilter      not a topic filter        (also a ValueError)
+    │   └── InvalidTemplate         not a topic template      (also a ValueError)
+    ├── MessageError                the message is wrong: rejected, never retried
+    │   ├── InvalidPayload          the payload does not validate
+    │   ├── InvalidParameter        a level of the topic, or a user property, does not validate
+    │   └── Reject                  a handler refuses the message
+    ├── BrokerError                 the network or the broker
+    │   ├── ConnectionRefused       CONNACK or SUBACK said no
+    │   ├── NotConnected            there was no connection in time
+    │   ├── PublishRefused          the broker, or a limit it announced, refuses a publish
+    │   └── PublishQueueFull        the queue of outgoing messages is full
+    ├── Drop                        a handler asks: forget this message
+    └── RetryLater                  a handler asks: run it again in a moment
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "BrokerError",
+    "ConfigurationError",
+    "ConnectionRefused",
+    "Drop",
+    "InvalidParameter",
+    "InvalidPayload",
+    "InvalidTemplate",
+    "InvalidTopic",
+    "InvalidTopicFilter",
+    "MQTTAPIError",
+    "MessageError",
+    "NotConnected",
+    "PublishQueueFull",
+    "PublishRefused",
+    "Reject",
+    "RetryLater",
+]
+
+
+class MQTTAPIError(Exception):
+    """The root of every error that MQTTAPI raises."""
+
+
+class ConfigurationError(MQTTAPIError):
+    """Raised when the program, not a message or the network, is wrong.
+
+    The text names the thing, the value, the rule and the way out.
+    """
+
+
+class InvalidTopic(ConfigurationError, ValueError):
+    """Raised when a text is not a topic name that can be published to [MQTT-3.3.2-2, MQTT-4.7.3]."""
+
+
+class InvalidTopicFilter(ConfigurationError, ValueError):
+    """Raised when a text is not a topic filter [MQTT-4.7.1, MQTT-4.8.2]."""
+
+
+class InvalidTemplate(ConfigurationError, ValueError):
+    """Raised when a text is not a topic template, such as `sensors/<device_id>/data`."""
+
+
+class MessageError(MQTTAPIError):
+    """Raised when a message cannot be handled, now or ever: it is rejected and never retried.
+
+    `reason` is one line without values from the payload, so that it can be logged.
+    """
+
+    errors: Sequence[Mapping[str, Any]] = ()
+    """Where pydantic refused something: its errors (type, loc, msg), without the input."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class InvalidPayload(MessageError):
+    """Raised when a payload does not validate against the hint of its parameter."""
+
+
+class InvalidParameter(MessageError):
+    """Raised when a level of the topic, or a user property, does not validate against its hint."""
+
+
+class Reject(MessageError):
+    """Raised by a handler to refuse a message: straight to the dead letter, without a retry."""
+
+
+class BrokerError(MQTTAPIError):
+    """Raised when the network or the broker stands in the way."""
+
+
+class ConnectionRefused(BrokerError):
+    """Raised when the broker refuses a connection or a subscription for good.
+
+    `reason_code` is the code of the CONNACK or SUBACK [MQTT5 §2.4], or None where the refusal had none (TLS, say).
+    """
+
+    def __init__(self, text: str, *, reason_code: int | None = None) -> None:
+        super().__init__(text)
+        self.reason_code = reason_code
+
+
+class NotConnected(BrokerError):
+    """Raised when a publish or a request found no connection within its time.
+
+    `closed_before_connack` is True when something accepted the connection and closed it without a word: so answer
+    brokers that do not speak the version of MQTT they were asked for.
+    """
+
+    def __init__(self, text: str, *, closed_before_connack: bool = False) -> None:
+        super().__init__(text)
+        self.closed_before_connack = closed_before_connack
+
+
+class PublishRefused(BrokerError):
+    """Raised when the broker answers a publish with a reason code ≥ 0x80, or a limit it announced forbids it.
+
+    `reason_code` is the code of PUBACK or PUBREC [MQTT5 §3.4.2.1], or the code the broker would have used.
+    """
+
+    def __init__(self, text: str, *, reason_code: int) -> None:
+        super().__init__(text)
+        self.reason_code = reason_code
+
+
+class PublishQueueFull(BrokerError):
+    """Raised when the bound on outgoing messages (`max_outgoing`, in messages or bytes) is reached."""
+
+
+class Drop(MQTTAPIError):
+    """Raised by a handler to end a message here: acknowledged, counted, no dead letter."""
+
+    def __init__(self, reason: str = "dropped by the handler") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RetryLater(MQTTAPIError):
+    """Raised by a handler to run the message again in `seconds` (0 to the app's `max_hold`)."""
+
+    def __init__(self, seconds: float, reason: str = "the handler asked for a retry") -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+        self.reason = reason

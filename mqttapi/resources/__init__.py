@@ -1,0 +1,76 @@
+"""Resources: what an app opens once and every handler shares, injected by its type."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import typing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mqttapi.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Resource"]
+
+_YIELDS = (AsyncIterator, AsyncGenerator, Iterator, Generator)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A function that provides one value, by `yield` or `return`, and the type under which handlers ask for it."""
+
+    function: Callable[..., Any]
+    type: type
+    parameters: Mapping[str, type]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Resource:
+        """Read what `function` provides and needs from its hints.
+
+        Raises:
+            ConfigurationError: When a hint is missing or is no class.
+        """
+        label = f"resource {getattr(function, '__name__', repr(function))}()"
+        try:
+            hints = typing.get_type_hints(function)
+        except NameError as error:
+            raise ConfigurationError(f"{label}: a hint cannot be resolved: {error}") from None
+        provided = hints.pop("return", None)
+        if typing.get_origin(provided) in _YIELDS:
+            provided = typing.get_args(provided)[0]
+        if not isinstance(provided, type):
+            raise ConfigurationError(
+                f"{label} must say what it provides, by a class: '-> AsyncIterator[httpx.AsyncClient]', say; "
+                f"its return hint is {provided!r}"
+            )
+        for name in inspect.signature(function).parameters:
+            if not isinstance(hints.get(name), type):
+                raise ConfigurationError(
+                    f"{label}: parameter {name!r} must have App or the type of an earlier resource as its hint"
+                )
+        return cls(function, provided, hints)
+
+    @property
+    def label(self) -> str:
+        """What error texts call it."""
+        return f"resource {getattr(self.function, '__name__', repr(self.function))}()"
+
+    async def open(self, stack: contextlib.AsyncExitStack, opened: Mapping[type, object]) -> object:
+        """Open it, with what is open already; `stack` closes it."""
+        missing = [name for name, hint in self.parameters.items() if hint not in opened]
+        if missing:
+            raise ConfigurationError(
+                f"{self.label}: parameter {missing[0]!r} asks for {self.parameters[missing[0]].__name__}, "
+                f"which no earlier resource provides"
+            )
+        arguments = {name: opened[hint] for name, hint in self.parameters.items()}
+        if inspect.isasyncgenfunction(self.function):
+            return await stack.enter_async_context(contextlib.asynccontextmanager(self.function)(**arguments))
+        if inspect.isgeneratorfunction(self.function):
+            return stack.enter_context(contextlib.contextmanager(self.function)(**arguments))
+        value = self.function(**arguments)
+        return await value if isinstance(value, Awaitable) else value

@@ -1,0 +1,205 @@
+"""What a route may be told, and the one place where it is checked."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from mqttapi.errors import ConfigurationError
+from mqttapi.injection import Depends
+from mqttapi.topics import share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from mqttapi.message import Message
+    from mqttapi.middleware import Middleware
+    from mqttapi.topics import Constraint
+
+__all__ = ["RouteOptions", "TopicOptions", "check"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteOptions:
+    """The options of a route that are rarely needed.
+
+    Attributes:
+        description: For people; the handler's docstring when not given.
+        tags: For people, and for tools that read `mqttapi routes --json`.
+        no_local: Do not receive what this app published itself [MQTT5 §3.8.3.1]. Not with `shared` [MQTT-3.8.3-4].
+        retain_as_published: Keep the retain flag as the sender set it [MQTT5 §3.8.3.1].
+    """
+
+    description: str | None = None
+    tags: Sequence[str] = ()
+    no_local: bool = False
+    retain_as_published: bool = False
+
+
+class TopicOptions(TypedDict, total=False):
+    """The options of a route. What is not given is inherited from the group, the router and the app, in that order."""
+
+    name: str | None
+    """For `app.topic_for`; given names are unique. Default: `module.qualname` of the handler."""
+    qos: Literal[0, 1]
+    """The highest quality of service to receive with [MQTT5 §4.3]. Default 1."""
+    shared: bool | str
+    """Share the messages among workers and replicas [MQTT5 §4.8.2]. True: the group is `MQTT_GROUP_NAME`, else the
+    app's name; a string names the group. Default False: every replica gets every message."""
+    workers: int | None
+    """How many processes serve the route, 1 to 1,000; needs `shared`. Default: `WORKER_COUNT`, else 1."""
+    where: Mapping[str, Constraint]
+    """Per path parameter a regular expression, or the set of its values: what does not fit does not match."""
+    middleware: Sequence[Middleware | object]
+    """Runs inside that of app and routers, the first one outermost."""
+    dependencies: Sequence[Depends]
+    """Run before the handler, for their effects."""
+    ordered_by: str | Callable[[Message], Hashable] | None
+    """Messages of one key are handled one after the other, within a worker. `"topic"` (default), the name of a path
+    parameter, a function of the message, or None: no order."""
+    concurrency: int | None
+    """How many messages of the route are handled at once, per worker. Default None: bounded by `max_in_flight`."""
+    timeout: float | None
+    """Seconds that one attempt may take, default 60. None: no limit."""
+    options: RouteOptions
+    """What is rarely needed."""
+
+
+_ACCUMULATED = ("middleware", "dependencies", "where")
+
+
+def inherit(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]:
+    """`inner` over `outer`: the nearer one wins, `where` and `dependencies` add up, outermost first."""
+    merged = {**outer, **inner}
+    if "where" in outer and "where" in inner:
+        merged["where"] = {**outer["where"], **inner["where"]}
+    if "dependencies" in outer and "dependencies" in inner:
+        merged["dependencies"] = (*outer["dependencies"], *inner["dependencies"])
+    return merged
+
+
+def check(options: Mapping[str, Any], where: str) -> None:
+    """Check each option that is given, whatever level it is given on.
+
+    Args:
+        options: By name, as in `TopicOptions`.
+        where: What the error texts start with, such as "ingest() on 'sensors/<device_id>/data'".
+
+    Raises:
+        ConfigurationError: With the option, its value, the rule and the way out.
+    """
+    for name, value in options.items():
+        checker = _CHECKS.get(name)
+        if checker is None:
+            raise ConfigurationError(f"{where}: unknown option {name!r}{_nearest(name)}")
+        problem = checker(value)
+        if problem:
+            raise ConfigurationError(f"{where}: {problem}")
+
+
+def check_together(options: Mapping[str, Any], where: str) -> None:
+    """Check the options of a route against each other, once everything is inherited."""
+    shared, workers = options.get("shared", False), options.get("workers")
+    if workers is not None and shared is False:
+        raise ConfigurationError(
+            f"{where}: workers={workers} without shared: every worker would get every message. "
+            f"Add shared=True (or shared='group') so that the workers share them, or leave workers out."
+        )
+    rare: RouteOptions = options.get("options", RouteOptions())
+    if rare.no_local and shared is not False:
+        raise ConfigurationError(
+            f"{where}: no_local with shared is a protocol error [MQTT-3.8.3-4]. Leave one of the two out."
+        )
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, _CHECKS, n=1)
+    return f". Did you mean {near[0]!r}?" if near else f". Known are: {', '.join(sorted(_CHECKS))}."
+
+
+def _qos(value: object) -> str | None:
+    if value == 2 and type(value) is int:
+        return "qos=2 is not supported yet: use qos=1, and make the handler safe to run twice"
+    return None if type(value) is int and value in {0, 1} else f"qos must be 0 or 1, got {value!r}"
+
+
+def _shared(value: object) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if not isinstance(value, str):
+        return f"shared must be True, False or the name of a group, got {value!r}"
+    try:
+        share(value, "t")
+    except ConfigurationError as error:
+        return str(error)
+    return None
+
+
+def _whole(name: str, value: object, low: int, high: int) -> str | None:
+    if type(value) is int and low <= value <= high:
+        return None
+    return f"{name} must be a whole number from {low:,} to {high:,}, got {value!r}"
+
+
+def _workers(value: object) -> str | None:
+    return None if value is None else _whole("workers", value, 1, 1_000)
+
+
+def _concurrency(value: object) -> str | None:
+    return None if value is None else _whole("concurrency", value, 1, 65_535)
+
+
+def _timeout(value: object) -> str | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+        return None
+    return f"timeout must be a number of seconds above 0, or None for no limit, got {value!r}"
+
+
+def _ordered_by(value: object) -> str | None:
+    if value is None or isinstance(value, str) or callable(value):
+        return None
+    return f"ordered_by must be 'topic', the name of a path parameter, a function of the message or None, got {value!r}"
+
+
+def _name(value: object) -> str | None:
+    return None if value is None or (isinstance(value, str) and value) else f"name must be a text, got {value!r}"
+
+
+def _where(value: object) -> str | None:
+    if hasattr(value, "items"):
+        return None
+    return f"where must map names of path parameters to a pattern or a set of values, got {value!r}"
+
+
+def _sequence(name: str, example: str) -> Callable[[object], str | None]:
+    def checker(value: object) -> str | None:
+        return None if isinstance(value, list | tuple) else f"{name} must be a list, such as [{example}], got {value!r}"
+
+    return checker
+
+
+def _dependencies(value: object) -> str | None:
+    if not isinstance(value, list | tuple):
+        return f"dependencies must be a list, such as [Depends(check)], got {value!r}"
+    wrong = next((item for item in value if not isinstance(item, Depends)), None)
+    return None if wrong is None else f"dependencies takes Depends(...) only, got {wrong!r}"
+
+
+def _options(value: object) -> str | None:
+    return None if isinstance(value, RouteOptions) else f"options must be a RouteOptions(...), got {value!r}"
+
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "concurrency": _concurrency,
+    "dependencies": _dependencies,
+    "middleware": _sequence("middleware", "log_it"),
+    "name": _name,
+    "options": _options,
+    "ordered_by": _ordered_by,
+    "qos": _qos,
+    "shared": _shared,
+    "timeout": _timeout,
+    "where": _where,
+    "workers": _workers,
+}

@@ -1,0 +1,93 @@
+"""`Declaration`: what a decorator was told. `Route`: what an app makes of it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mqttapi.routing.options import RouteOptions, inherit
+from mqttapi.topics import join, share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
+
+    from mqttapi.injection import Depends, Signature
+    from mqttapi.message import Message
+    from mqttapi.middleware import Middleware
+    from mqttapi.routing.router import Router
+    from mqttapi.topics import TopicTemplate
+
+__all__ = ["Declaration", "Route"]
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A handler on a template, with the options that were given so far. Routers add theirs on the way to the app."""
+
+    template: str
+    handler: Callable[..., Any]
+    options: Mapping[str, Any]
+    scopes: tuple[Router, ...] = ()
+    """The routers it was declared under, outermost first: their middleware runs around the route's own."""
+
+    def within(self, router: Router, prefix: str, options: Mapping[str, Any]) -> Declaration:
+        """The same route seen from `router`, which includes it with a prefix and defaults."""
+        return replace(
+            self,
+            template=join(prefix, self.template),
+            options=inherit(options, self.options),
+            scopes=(router, *self.scopes),
+        )
+
+    @property
+    def label(self) -> str:
+        """What error texts call it: `ingest() on 'sensors/<device_id>/data'`."""
+        return f"{getattr(self.handler, '__name__', repr(self.handler))}() on {self.template!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Route:
+    """One handler on one template, complete and checked."""
+
+    name: str
+    template: TopicTemplate
+    handler: Callable[..., Any]
+    signature: Signature
+    scopes: tuple[Router, ...]
+    qos: int
+    shared: bool | str
+    workers: int | None
+    middleware: tuple[Middleware, ...]
+    dependencies: tuple[Depends, ...]
+    ordered_by: str | Callable[[Message], Hashable] | None
+    concurrency: int | None
+    timeout: float | None
+    options: RouteOptions
+
+    def group(self, default: str) -> str | None:
+        """The name of the shared group; `default` where the route says only `shared=True`; None: not shared."""
+        if isinstance(self.shared, str):
+            return self.shared
+        return default if self.shared else None
+
+    def filters(self, default_group: str) -> tuple[str, ...]:
+        """What to subscribe to, `$share/<group>/` included."""
+        return tuple(share(self.group(default_group), text) for text in self.template.filters)
+
+    @property
+    def source(self) -> str:
+        """`file:line` of the handler, for people."""
+        return source_of(self.handler)
+
+    @property
+    def description(self) -> str:
+        """What the route is for: the option, else the first line of the handler's docstring."""
+        return self.options.description or (inspect.getdoc(self.handler) or "").partition("\n")[0]
+
+
+def source_of(handler: Callable[..., Any]) -> str:
+    """`file:line` of a function, as far as it can be known."""
+    code = getattr(inspect.unwrap(handler), "__code__", None)
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else "unknown"

@@ -1,0 +1,1 @@
+"""The delivery engine, without I/O: dispatcher, lanes, ledger, failure policy."""

@@ -1,0 +1,372 @@
+"""Lanes: messages of one key run one after the other, different keys at the same time.
+
+Theory of operation. A `Runner` is a route that runs. A `Lane` is one ordering key of a runner; it is *busy* from the
+moment it has a run until it has none. The first run of an idle lane becomes *ready*; those that come while it is busy
+wait in the lane, and one of them becomes ready when the one before has ended: lanes take turns, message by message. Ready runs are taken by long-lived worker tasks, which all runners share. One worker at a time
+*searches*: it takes ready runs and steps their handlers. A handler that never waits is over in that one step, so a
+burst of such messages costs one task, one wake-up and nothing per message. When a handler does wait, its worker waits
+with it, and the search passes to another worker.
+
+Every run has a copy of the context that the workers started with (`contextvars`): what one handler sets, no other
+message sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
+
+from mqttapi.context import Context
+from mqttapi.message import NO_PROPERTIES
+from mqttapi.runtime.outcome import DONE, Outcome
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
+
+    from mqttapi.app import App
+    from mqttapi.message import Message
+    from mqttapi.middleware import Endpoint
+    from mqttapi.routing import Route
+
+__all__ = ["HandlerTimeout", "Lane", "Origin", "Run", "Runner", "Target", "Workers"]
+
+LOOP_TURN = 0.005
+"""Seconds that handlers which never wait run in a row, before the event loop gets its turn."""
+SWEEP = 0.25
+"""Seconds between two looks at the deadlines of handlers that wait."""
+_CLOCK_EVERY = 16
+"""Runs between two looks at the clock."""
+
+
+class Origin(Protocol):
+    """Where a message came from: it is told how each of its runs ended."""
+
+    def ended(self, run: Run, outcome: Outcome) -> None:
+        """`run` is over. Called exactly once for each run."""
+
+
+class Lane:
+    """One ordering key of a route."""
+
+    __slots__ = ("__weakref__", "busy", "waiting")
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.waiting: deque[Run] = deque()
+
+
+class Runner:
+    """A route that runs: its endpoint with all the middleware around it, its lanes and its bounds."""
+
+    __slots__ = ("backlog", "counts", "endpoint", "index", "lanes", "limit", "order", "route", "running", "timeout")
+
+    def __init__(self, route: Route, endpoint: Endpoint, index: int = 0) -> None:
+        self.route = route
+        self.index = index  # in the order of registration
+        self.counts = dict.fromkeys(("done", "dropped", "rejected", "failed"), 0)
+        self.endpoint = endpoint
+        self.timeout = route.timeout
+        self.order = route.ordered_by
+        self.limit = route.concurrency
+        self.running = 0  # counted only where there is a limit
+        self.backlog: deque[Run] = deque()  # ready, but for the limit
+        # Weak: a lane lives as long as a cached topic or a run knows it, so two lanes of one key never run at once.
+        self.lanes: WeakValueDictionary[Hashable, Lane] = WeakValueDictionary()
+
+    def target(self, topic: str, values: tuple[object, ...]) -> Target:
+        """What the runner is for the messages of one topic."""
+        if self.order is None or callable(self.order):
+            return Target(self, values, None)
+        key = topic if self.order == "topic" else values[self.route.template.names.index(self.order)]
+        return Target(self, values, self.lane(key))
+
+    def lane(self, key: Hashable) -> Lane:
+        """The one lane of a key."""
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane()
+        return lane
+
+
+class Target:
+    """A runner with what a topic means to it: computed once per topic, used for each of its messages."""
+
+    __slots__ = ("key", "lane", "runner", "values")
+
+    def __init__(self, runner: Runner, values: tuple[object, ...], lane: Lane | None) -> None:
+        self.runner = runner
+        self.values = values
+        self.lane = lane
+        self.key: Callable[[Message], Hashable] | None = runner.order if callable(runner.order) else None
+
+
+class Run(Context):
+    """The context of one message on one route, with what the engine needs to know about it."""
+
+    __slots__ = ("deadline", "lane", "origin", "runner", "ticket")
+
+    deadline: float | None
+    """On the clock of the loop: when the attempt has taken too long. Only there while the handler waits."""
+
+    def __init__(self, message: Message, target: Target, app: App, origin: Origin, ticket: Any) -> None:  # noqa: ANN401  the origin's own
+        self.message = message
+        self.runner = runner = target.runner
+        self.route = runner.route
+        self.values_ = target.values
+        self.app = app
+        self.attempt = 1
+        self._data = None
+        self.lane = target.lane if target.key is None else runner.lane(target.key(message))
+        self.origin = origin
+        self.ticket = ticket
+
+
+class HandlerTimeout(Exception):  # noqa: N818  named by situation
+    """Raised in place of a handler's result when an attempt took longer than the route's `timeout`."""
+
+
+class Workers:
+    """The tasks that run the lanes of an app.
+
+    Args:
+        finish: Called with a run and what its endpoint returned, when something has to be done about it.
+        fail: Called with a run and what its endpoint raised; says how the run ended.
+        fatal: Called with a `SystemExit` or `KeyboardInterrupt` that a handler raised: the app should stop.
+        context: Each run gets a copy of it.
+        name: Of the tasks, for debuggers and logs.
+    """
+
+    def __init__(
+        self,
+        *,
+        finish: Callable[[Run, object], Awaitable[Outcome]],
+        fail: Callable[[Run, BaseException], Awaitable[Outcome]],
+        fatal: Callable[[BaseException], None],
+        context: contextvars.Context,
+        name: str,
+    ) -> None:
+        self.outstanding = 0
+        """Runs that have not ended."""
+        self._finish = finish
+        self._fail = fail
+        self._fatal = fatal
+        self._context = context
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._ready: deque[Run] = deque()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._idle: list[asyncio.Future[None]] = []
+        self._searching = False
+        self._waiting: dict[asyncio.Task[None], Run] = {}
+        self._overdue: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._drained: asyncio.Future[None] | None = None
+
+    def submit(self, run: Run) -> None:
+        """Take a run; it begins when its lane and its route have room. Call `wake` after a batch."""
+        self.outstanding += 1
+        lane = run.lane
+        if lane is not None:
+            if lane.busy:
+                lane.waiting.append(run)
+                return
+            lane.busy = True
+        if run.runner.limit is None:
+            self._ready.append(run)
+        else:
+            self._admit(run)
+
+    def wake(self) -> None:
+        """See to it that somebody works on what is ready."""
+        if not self._ready or self._searching:
+            return
+        self._searching = True
+        if self._idle:
+            self._idle.pop().set_result(None)
+        else:
+            name = f"{self._name}.lane-{len(self._tasks)}"
+            self._tasks.append(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
+
+    async def drain(self) -> None:
+        """Return when every run has ended."""
+        while self.outstanding:
+            self._drained = self._loop.create_future()
+            await self._drained
+
+    async def stop(self) -> None:
+        """Cancel what still runs, and end the workers. What is cancelled is not reported as ended."""
+        self._stopping = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def waiting(self) -> list[Run]:
+        """The runs whose handlers wait for something at this moment."""
+        return list(self._waiting.values())
+
+    # -- one worker ---------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """Take ready runs for ever. Whoever starts or wakes this task has made it the one that searches."""
+        ready, clock, base = self._ready, self._loop.time, self._context
+        while True:
+            turns, until = 0, clock() + LOOP_TURN
+            while ready:
+                run = ready.popleft()
+                context = base.copy()
+                searching = True
+                try:
+                    coroutine: Any = context.run(run.runner.endpoint, run)
+                    try:
+                        pending = context.run(coroutine.send, None)
+                    except StopIteration as stop:
+                        result = stop.value
+                    else:
+                        searching = False
+                        result = await self._wait(run, context, coroutine, pending)
+                    if result is None and (
+                        run.message._properties is NO_PROPERTIES  # noqa: SLF001  a property costs a call
+                        or run.message.response_topic is None
+                    ):
+                        outcome = DONE
+                    else:
+                        searching = self._pass_search(searching)
+                        outcome = await self._finish(run, result)
+                except BaseException as error:  # noqa: BLE001  a handler may raise anything
+                    searching = self._pass_search(searching)
+                    ended = await self._failed(run, error)
+                    if ended is None:
+                        self._forget(run)
+                        continue
+                    outcome = ended
+                self._end(run, outcome)
+                if not searching:
+                    if self._searching:
+                        break
+                    self._searching = True
+                turns += 1
+                if not turns % _CLOCK_EVERY and clock() > until:
+                    await _turn()
+                    until = clock() + LOOP_TURN
+            else:
+                self._searching = False
+            idle = self._loop.create_future()
+            self._idle.append(idle)
+            await idle
+
+    def _pass_search(self, searching: bool) -> bool:
+        """Before this worker waits, let another one search. Gives False: this one does not search any more."""
+        if searching:
+            self._searching = False
+            self.wake()
+        return False
+
+    async def _wait(
+        self, run: Run, context: contextvars.Context, coroutine: Coroutine[Any, Any, object], pending: object
+    ) -> object:
+        """Wait with a handler that waits, no longer than its deadline."""
+        self._pass_search(searching=True)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  for type checkers: this is a coroutine of a worker
+        run.deadline = None if run.runner.timeout is None else self._loop.time() + run.runner.timeout
+        self._waiting[task] = run
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines)
+        try:
+            return await _resume(context, coroutine, pending)
+        except asyncio.CancelledError:
+            if task in self._overdue:
+                raise HandlerTimeout from None
+            raise
+        finally:
+            del self._waiting[task]
+            if task in self._overdue:
+                self._overdue.discard(task)
+                task.uncancel()
+
+    def _look_at_deadlines(self) -> None:
+        """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits."""
+        now = self._loop.time()
+        for task, run in self._waiting.items():
+            if run.deadline is not None and run.deadline <= now and task not in self._overdue:
+                self._overdue.add(task)
+                task.cancel()
+        self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines) if self._waiting else None
+
+    async def _failed(self, run: Run, error: BaseException) -> Outcome | None:
+        """What an error means for its run; None when the run ends without an outcome, and so stays unacknowledged."""
+        if isinstance(error, asyncio.CancelledError):
+            if self._stopping:
+                raise error
+            task = asyncio.current_task()
+            while task is not None and task.cancelling():  # else the next `asyncio.timeout` of this task misfires
+                task.uncancel()
+        elif isinstance(error, SystemExit | KeyboardInterrupt):
+            self._fatal(error)
+            return None
+        return await self._fail(run, error)
+
+    # -- the end of a run ---------------------------------------------------------------------------------------
+
+    def _end(self, run: Run, outcome: Outcome) -> None:
+        """Tell the origin, then let the next run of the lane and of the route become ready."""
+        runner = run.runner
+        runner.counts[outcome.kind] += 1
+        run.origin.ended(run, outcome)
+        self._forget(run)
+        if runner.limit is not None:
+            runner.running -= 1
+            if runner.backlog:
+                self._admit(runner.backlog.popleft())
+        lane = run.lane
+        if lane is not None:
+            if not lane.waiting:
+                lane.busy = False
+            elif runner.limit is None:
+                self._ready.append(lane.waiting.popleft())
+            else:
+                self._admit(lane.waiting.popleft())
+
+    def _admit(self, run: Run) -> None:
+        runner = run.runner
+        if runner.limit is not None and runner.running >= runner.limit:
+            runner.backlog.append(run)
+            return
+        runner.running += 1
+        self._ready.append(run)
+
+    def _forget(self, run: Run) -> None:  # noqa: ARG002
+        self.outstanding -= 1
+        if not self.outstanding and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+
+@types.coroutine
+def _turn() -> Generator[None, None, None]:
+    """Give the event loop a turn; `asyncio.sleep(0)` without its checks."""
+    yield
+
+
+@types.coroutine
+def _resume(
+    context: contextvars.Context, coroutine: Coroutine[Any, Any, object], pending: object
+) -> Generator[object, object, object]:
+    """Go on with a coroutine that has already been started, each of its steps inside `context`."""
+    while True:
+        try:
+            sent = yield pending
+        except BaseException as error:  # noqa: BLE001  whatever is thrown in belongs to the coroutine
+            step, value = coroutine.throw, error
+        else:
+            step, value = coroutine.send, sent  # type: ignore[assignment]  two methods, one call
+        try:
+            pending = context.run(step, value)
+        except StopIteration as stop:
+            return stop.value

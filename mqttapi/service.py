@@ -1,0 +1,290 @@
+"""`Service`: an app that runs. It opens what the app needs, in order, and closes it in the reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import signal
+import threading
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from mqttapi.config import (
+    Session,
+    Settings,
+    broker_warnings,
+    client_id,
+    default_instance,
+    instance_warnings,
+    resolve_broker,
+    tls_context,
+    unknown_variables,
+)
+from mqttapi.errors import ConfigurationError, ConnectionRefused
+from mqttapi.injection import compile_plan
+from mqttapi.middleware import compose
+from mqttapi.publisher import Publisher
+from mqttapi.runtime.dispatcher import Dispatcher
+from mqttapi.runtime.intake import Intake
+from mqttapi.runtime.lanes import Runner, Workers
+from mqttapi.runtime.policy import Policy, attempts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from mqttapi.app import App
+    from mqttapi.config import Broker
+    from mqttapi.publisher import Outgoing
+    from mqttapi.routing import Route
+    from mqttapi.transport.connection import ConnectionOptions
+    from mqttapi.transport.link import Link, Subscribed
+    from mqttapi.transport.publishing import PublishingConnection
+
+__all__ = ["Service", "run", "serve"]
+
+log = logging.getLogger("mqttapi")
+
+EXIT_REFUSED: Final = 1
+EXIT_TAKEN_OVER: Final = 3
+_TAKEN_OVER: Final = 0x8E
+
+
+class Service:
+    """One run of an app."""
+
+    def __init__(self, app: App, settings: Settings | None = None) -> None:
+        self.app = app
+        self.settings = settings or app.settings or Settings()
+        self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        """Done when the app cannot go on, with the reason."""
+        self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the app was told to stop."""
+        self.runners: Sequence[Runner] = ()
+        self.group = self.settings.group_name or app.name
+
+    # -- without a broker -------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def started(self, outgoing: Outgoing) -> AsyncIterator[None]:
+        """Lifespan, resources, plans and workers; what is still running at the end is cancelled."""
+        app = self.app
+        if app._service is not None:  # noqa: SLF001  the app's other half
+            raise ConfigurationError(f"the app {app.name!r} is running already: one App object runs once at a time")
+        app._service = self  # noqa: SLF001
+        app.publisher.outgoing = outgoing
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                if app.lifespan is not None:
+                    await stack.enter_async_context(app.lifespan(app))
+                opened = await self._open_resources(stack)
+                self.runners = [self._runner(route, index, opened) for index, route in enumerate(app.routes)]
+                self.dispatcher = Dispatcher(self.subscriptions(), mode=app.dispatch)
+                policy = Policy(publish=app.publisher.send, reply=app.reply)
+                self.workers = Workers(
+                    finish=policy.finish,
+                    fail=policy.fail,
+                    fatal=self.fail,
+                    context=contextvars.copy_context(),
+                    name=f"mqttapi[{app.name}]",
+                )
+                stack.push_async_callback(self.workers.stop)
+                yield
+        finally:
+            app.publisher.outgoing = None
+            app._service = None  # noqa: SLF001
+
+    async def _open_resources(self, stack: contextlib.AsyncExitStack) -> Mapping[type, object]:
+        from mqttapi.app import App  # noqa: PLC0415  the app imports this module's users
+
+        opened: dict[type, object] = {App: self.app, Publisher: self.app.publisher}
+        for kind, resource in self.app.resources.items():
+            if kind not in self.app.dependency_overrides:
+                opened[kind] = await resource.open(stack, opened)
+        return opened
+
+    def _runner(self, route: Route, index: int, opened: Mapping[type, object]) -> Runner:
+        plan = compile_plan(route.signature, overrides=self.app.dependency_overrides, resources=opened)
+        inner = attempts(compose(route.middleware, plan), max_hold=self.settings.max_hold)
+        around = [middleware for scope in route.scopes for middleware in scope.scope_middleware]
+        return Runner(route, compose(around, inner), index)
+
+    def subscriptions(self) -> dict[str, list[Runner]]:
+        """The runners by their full filter."""
+        found: defaultdict[str, list[Runner]] = defaultdict(list)
+        for runner in self.runners:
+            for text in runner.route.filters(self.group):
+                found[text].append(runner)
+        return dict(found)
+
+    def fail(self, error: BaseException) -> None:
+        """The app cannot go on."""
+        if not self.failure.done():
+            self.failure.set_result(error)
+
+    # -- with a broker ----------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def connected(self, broker: str | None) -> AsyncIterator[None]:
+        """The app with its connections: the body begins once it is subscribed, and what was accepted is handled."""
+        from mqttapi.transport.link import Link  # noqa: PLC0415  paho and aiomqtt are heavy
+        from mqttapi.transport.publishing import PublishingConnection  # noqa: PLC0415
+
+        settings = self.settings
+        address = resolve_broker(broker, None, settings, self.app.broker)
+        self._warn(address)
+        options = self._options(address)
+        publishing = PublishingConnection(options, settings)
+        async with publishing.running(), self.started(publishing):
+            link = Link(options, self._subscribed(), protocol_fallback="protocol" not in settings.model_fields_set)
+            link.intake = self.intake = Intake(
+                self.app,
+                self.dispatcher,
+                self.workers,
+                link,
+                max_in_flight=settings.max_in_flight,
+                max_bytes=settings.max_in_flight_bytes,
+            )
+            task = asyncio.create_task(self._run_link(link), name=f"mqttapi[{self.app.name}].link")
+            try:
+                await asyncio.wait((link.ready, self.failure, self.stopping), return_when=asyncio.FIRST_COMPLETED)
+                if self.failure.done():
+                    raise self.failure.result()
+                yield
+                await self._drain(link, publishing)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def _options(self, address: Broker) -> ConnectionOptions:
+        from mqttapi.transport.connection import ConnectionOptions  # noqa: PLC0415  paho and aiomqtt are heavy
+
+        settings, session = self.settings, self._session()
+        return ConnectionOptions(
+            broker=address,
+            client_id=client_id(self.app.name, settings.instance or default_instance(), 0, stem=settings.client_id),
+            protocol=settings.protocol,
+            clean_start=session.clean_start,
+            session_expiry=session.expiry,
+            receive_maximum=settings.max_in_flight,
+            maximum_packet=settings.max_packet,
+            keepalive=settings.keepalive,
+            tls=tls_context(address, settings),
+        )
+
+    async def _run_link(self, link: Link) -> None:
+        try:
+            await link.run()
+        except Exception as error:  # noqa: BLE001  whoever waits for the service gets it
+            self.fail(error)
+
+    async def _drain(self, link: Link, publishing: PublishingConnection) -> None:
+        """Run what was accepted, confirm what was published, acknowledge, and say goodbye, within `grace` seconds."""
+        try:
+            async with asyncio.timeout(self.settings.grace):
+                link.stop_reading()
+                await self.workers.drain()
+                await publishing.flushed()
+        except TimeoutError:
+            log.warning(
+                "%d messages were not done within the grace of %g s: they are cancelled, and come again",
+                self.workers.outstanding,
+                self.settings.grace,
+            )
+            await self.workers.stop()
+        self.intake.flush()
+        await link.close()
+
+    def _session(self) -> Session:
+        if self.app.session is not None:
+            return self.app.session
+        lasting = any(route.qos for route in self.app.routes)
+        return Session(expiry=self.settings.session_expiry) if lasting else Session.transient()
+
+    def _subscribed(self) -> list[Subscribed]:
+        """One subscription per full filter: routes share it, with the highest QoS among them."""
+        from mqttapi.transport.link import Subscribed  # noqa: PLC0415  brings paho and aiomqtt
+
+        subscribed = []
+        for full, runners in self.subscriptions().items():
+            routes = [runner.route for runner in runners]
+            rare = {(route.options.no_local, route.options.retain_as_published) for route in routes}
+            if len(rare) > 1:
+                raise ConfigurationError(
+                    f"the routes {' and '.join(route.name for route in routes)} share the subscription {full!r}, "
+                    "but differ in no_local or retain_as_published: one subscription has one value of each"
+                )
+            no_local, retain_as_published = rare.pop()
+            subscribed.append(
+                Subscribed(
+                    full, max(route.qos for route in routes), tuple(r.name for r in routes), no_local, retain_as_published
+                )
+            )
+        return subscribed
+
+    def _warn(self, address: Broker) -> None:
+        """What is allowed, but seldom meant."""
+        settings = self.settings
+        for text in (*unknown_variables(), *broker_warnings(address, settings)):
+            log.warning("%s", text)
+        if settings.instance is None and settings.client_id is None:
+            for text in instance_warnings(default_instance()):
+                log.warning("%s", text)
+        several = [route for route in self.app.routes if (self._workers_of(route) or 1) > 1]
+        if several:
+            log.warning(
+                "%s asked for %d workers, but this version serves every route in a single process",
+                ", ".join(route.name for route in several),
+                max(self._workers_of(route) or 1 for route in several),
+            )
+
+    def _workers_of(self, route: Route) -> int | None:
+        return route.workers or (self.settings.worker_count if route.shared else None)
+
+
+async def serve(app: App, broker: str | None) -> None:
+    """See `App.serve`."""
+    loop = asyncio.get_running_loop()
+    service = Service(app)
+    task = asyncio.current_task()
+
+    def signalled(number: int) -> None:
+        name = signal.Signals(number).name
+        if not service.stopping.done():
+            log.info("%s: finishing what was accepted; a second signal stops at once", name)
+            service.stopping.set_result(None)
+        elif task is not None:
+            log.warning("%s again: stopping at once", name)
+            task.cancel()
+
+    watched = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    for number in watched:
+        loop.add_signal_handler(number, signalled, number)
+    try:
+        async with service.connected(broker):
+            await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for number in watched:
+            loop.remove_signal_handler(number)
+    if service.failure.done():
+        raise service.failure.result()
+
+
+def run(app: App, broker: str | None) -> None:
+    """See `App.run`."""
+    try:
+        import uvloop  # noqa: PLC0415  not on every platform
+
+        factory: Any = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(serve(app, broker))
+    except ConnectionRefused as error:
+        log.error("%s", error)
+        raise SystemExit(EXIT_TAKEN_OVER if error.reason_code == _TAKEN_OVER else EXIT_REFUSED) from None
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise SystemExit(1) from None
+    raise SystemExit(0)
