@@ -104,10 +104,10 @@ class Publish:
 class Outgoing(Protocol):
     """What a transport offers to the `Publisher`."""
 
-    def submit(self, publish: Publish) -> asyncio.Future[PublishResult]:
+    def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
         """Send a message whose payload is bytes and whose topic is rendered.
 
-        May be called from any thread, but only the loop's own may use the future. It ends when the broker has
+        `reserved` room is for dead letters: they wait where others find the queue full. May be called from any thread, but only the loop's own may use the future. It ends when the broker has
         acknowledged (QoS 0: when the message is written), or with `PublishRefused`. Cancelling it withdraws a message
         that has not been written.
 
@@ -220,12 +220,12 @@ class Publisher:
             )
         )
 
-    def send(self, publish: Publish) -> asyncio.Future[PublishResult]:
-        """`publish_nowait` for a `Publish` that a handler has returned."""
+    def send(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
+        """`publish_nowait` for a `Publish` that a handler has returned; `reserved` room is for dead letters."""
         publish = publish.rendered()
-        return self._submit(dataclasses.replace(publish, payload=encode_payload(publish.payload)))
+        return self._submit(dataclasses.replace(publish, payload=encode_payload(publish.payload)), reserved=reserved)
 
-    def _submit(self, publish: Publish) -> asyncio.Future[PublishResult]:
+    def _submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
         if publish.topic[0] == "$" and not self.system_topics:
             raise InvalidTopic(
                 f"publish to {printable(publish.topic)!r}: topics that begin with '$' belong to the broker; "
@@ -236,7 +236,7 @@ class Publisher:
                 f"publish to {printable(publish.topic)!r}: the app is not running. "
                 "Publish from a handler or the lifespan, or inside `async with app.running():`"
             )
-        return self.outgoing.submit(publish)
+        return self.outgoing.submit(publish, reserved=reserved)
 
 
 @lru_cache(maxsize=4096)  # applications publish to the same topics again and again

@@ -106,9 +106,12 @@ class Connection(aiomqtt.Client):
         super().__init__(**options.client_arguments())
         self.options = options
         self.closed: asyncio.Future[Closed] = self._loop.create_future()
-        """Always ends with a value."""
+        """Always ends with a value. `await asyncio.shield(connection.closed)`, or a cancelled wait cancels it."""
+        self._end: Closed | None = None
         self.on_message: Callable[[paho.MQTTMessage], None] | None = None
         """Called by the plain path."""
+        self.on_drained: Callable[[], None] | None = None
+        """Called when the socket has taken what it did not take at once."""
         self.receiver: Callable[[], None] = self._read_with_paho
         self.paused = False
         self._pauses = 0
@@ -118,7 +121,6 @@ class Connection(aiomqtt.Client):
         self._fileno = -1
         self._pending: Callable[[], int] | None = None
         self._unsent = bytearray()
-        self._flushed: asyncio.Future[None] | None = None
         self._writing = False
         self._loop_thread = threading.get_ident()
         self._error: Exception | None = None
@@ -175,7 +177,7 @@ class Connection(aiomqtt.Client):
         """Begin to read, with `receiver` or by paho."""
         if receiver is not None:
             self.receiver = receiver
-        if not self.closed.done():
+        if self._end is None:
             self._loop.add_reader(self._fileno, self._readable)
             self._read_what_is_pending()
 
@@ -183,7 +185,7 @@ class Connection(aiomqtt.Client):
         self._loop.call_soon_threadsafe(self._attach, sock)  # we are in the thread that connects
 
     def _attach(self, sock: Any) -> None:
-        if self.closed.done():  # `open` was given up meanwhile
+        if self._end is not None:  # `open` was given up meanwhile
             self._client._sock_close()
             return
         raw = getattr(sock, "_socket", sock)
@@ -277,7 +279,7 @@ class Connection(aiomqtt.Client):
         if not self.paused:
             self.paused = True
             self._pauses += 1
-            if not self.closed.done():
+            if self._end is None:
                 self._loop.remove_reader(self._fileno)
 
     def resume_reading(self) -> None:
@@ -304,7 +306,7 @@ class Connection(aiomqtt.Client):
         }
         try:
             code = self._client._packet_handle()
-        except Exception as error:  # whatever a decoder makes of nonsense
+        except Exception as error:  # noqa: BLE001  whatever a decoder makes of nonsense
             self.abort(0x81, f"malformed packet (type {command >> 4}): {error}")
         else:
             if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -331,6 +333,10 @@ class Connection(aiomqtt.Client):
     def connection_lost(self) -> None:
         """To be called by a receiver that has read b""."""
         self._lost(f"the broker closed the connection{self._why}")
+
+    @property
+    def _end_reason(self) -> str:
+        return self._end.reason if self._end is not None else "not open"
 
     @property
     def _why(self) -> str:
@@ -360,13 +366,6 @@ class Connection(aiomqtt.Client):
             self._unsent += data[sent:] if sent else data
             self._write_when_possible()
 
-    async def flushed(self) -> None:
-        """Wait until the socket has taken everything, or the connection is closed."""
-        while self._unsent and not self.closed.done():
-            if self._flushed is None:
-                self._flushed = self._loop.create_future()
-            await asyncio.wait((self._flushed, self.closed), return_when=asyncio.FIRST_COMPLETED)
-
     def _send(self, data: bytes | bytearray | memoryview) -> int:
         """How much the socket took, 0 to the length of `data`.
 
@@ -382,7 +381,7 @@ class Connection(aiomqtt.Client):
         return sent
 
     def _write_when_possible(self) -> None:
-        if not self._writing and not self.closed.done():
+        if not self._writing and self._end is None:
             self._writing = True
             self._loop.add_writer(self._fileno, self._writable)
 
@@ -394,11 +393,10 @@ class Connection(aiomqtt.Client):
                 return
             del self._unsent[:sent]
         self._writing = False
-        if not self.closed.done():
+        if self._end is None:
             self._loop.remove_writer(self._fileno)
-        if self._flushed is not None:
-            self._flushed.set_result(None)
-            self._flushed = None
+        if self.on_drained is not None:
+            self.on_drained()
 
     def _queue_packet(
         self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: object = None
@@ -459,7 +457,7 @@ class Connection(aiomqtt.Client):
 
     def _expect(self, packet_id: int | None) -> int:
         if packet_id is None:
-            raise NotConnected(f"not connected to {self.options.where}: {self.closed.result().reason}")
+            raise NotConnected(f"not connected to {self.options.where}: {self._end_reason}")
         self._answers[packet_id] = self._loop.create_future()
         return packet_id
 
@@ -473,8 +471,8 @@ class Connection(aiomqtt.Client):
                 await asyncio.wait((answer, self.closed), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if answer.done():
                     return answer.result()
-                if self.closed.done():
-                    raise NotConnected(f"no {kind} from {self.options.where}: {self.closed.result().reason}")
+                if self._end is not None:
+                    raise NotConnected(f"no {kind} from {self.options.where}: {self._end_reason}")
                 if not self.paused and pauses == self._pauses:
                     raise NotConnected(f"no {kind} from {self.options.where} within {seconds:g} s")
         finally:
@@ -505,7 +503,7 @@ class Connection(aiomqtt.Client):
             return
         if self._quiet > 0.5 * self._ticks or self._silent == int(0.5 * self._ticks):
             self.write(_PINGREQ)
-        if not self.closed.done():
+        if self._end is None:
             self._tick = self._loop.call_later(self._period, self._keep_alive)
 
     # Closing
@@ -515,7 +513,7 @@ class Connection(aiomqtt.Client):
 
         `reason_code` 0x04 asks for the will. `session_expiry` (seconds) replaces what CONNECT said; both are MQTT 5.
         """
-        if self._socket is not None and not self.closed.done():
+        if self._socket is not None and self._end is None:
             self.write(self._disconnect_packet(reason_code, session_expiry))
             # A socket closed with bytes unread resets the connection, and the broker may lose what we sent.
             self.receiver = self._discard
@@ -526,7 +524,7 @@ class Connection(aiomqtt.Client):
 
     def abort(self, reason_code: int, reason: str) -> None:
         """Send DISCONNECT with `reason_code` (MQTT 5) if the socket takes it, and close at once."""
-        if self.options.mqtt5 and not self.closed.done():
+        if self.options.mqtt5 and self._end is None:
             self.write(self._disconnect_packet(reason_code, None))
         self._lost(reason, by_us=True)
 
@@ -563,9 +561,11 @@ class Connection(aiomqtt.Client):
         self._loop.remove_writer(self._fileno)
 
     def _lost(self, reason: str, *, reason_code: int | None = None, by_us: bool = False) -> None:
-        if self.closed.done():
+        if self._end is not None:
             return
-        self.closed.set_result(Closed(reason, reason_code, by_us))
+        self._end = Closed(reason, reason_code, by_us)
+        if not self.closed.done():
+            self.closed.set_result(self._end)
         if self._tick is not None:
             self._tick.cancel()
         if not self._connack.done():
@@ -617,7 +617,7 @@ async def _in_thread(function: Callable[[], object], name: str) -> None:
         error: BaseException | None = None
         try:
             function()
-        except BaseException as caught:
+        except BaseException as caught:  # noqa: BLE001  handed over
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(finish, error)

@@ -253,7 +253,7 @@ def _reason_string(body: bytes | bytearray) -> str:
     properties = make_properties(PacketTypes.CONNACK)
     try:
         properties.unpack(bytes(body[2:]))  # type: ignore[no-untyped-call]  # paho's are not typed
-    except Exception:  # the code alone will do
+    except Exception:  # noqa: BLE001  the code alone will do
         return ""
     return str(getattr(properties, "ReasonString", ""))
 

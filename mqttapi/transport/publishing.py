@@ -1,0 +1,533 @@
+"""The connection that everything goes out by: `<client id>-pub`.
+
+A publish is an `_Entry` on its way through
+
+    submit ──► waiting ──► batch of this turn of the loop ──► in flight ──► done
+                 ▲ │ down, the broker's window is full,        │ QoS 1: PUBACK
+                 └─┘ or its socket takes no more               │ QoS 2: PUBREC, PUBREL, PUBCOMP
+                 ▲─────────── the session was lost ────────────┘
+
+Entries in flight keep their packet, so that a resumed session gets the same bytes again, with DUP [MQTT-4.4.0-1].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import random
+import threading
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Final
+
+from paho.mqtt.packettypes import PacketTypes
+
+from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected, PublishQueueFull, PublishRefused
+from mqttapi.message import printable
+from mqttapi.publisher import PublishResult
+from mqttapi.transport.connection import Connection
+from mqttapi.transport.encoding import DUP, encode_publish, encode_pubrel, has_properties
+from mqttapi.transport.handshake import Connack, make_properties, reason_text
+from mqttapi.transport.packet_ids import PacketIds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mqttapi.publisher import Publish
+    from mqttapi.transport.handshake import ConnectionOptions
+
+__all__ = ["PublishingConnection"]
+
+log = logging.getLogger("mqttapi.publishing")
+
+SESSION_EXPIRY: Final = 300
+"""Seconds that the broker keeps the state of QoS 1 and 2 publishes over a lost connection."""
+MAX_DELAY: Final = 30.0
+"""Seconds between two attempts to connect, at most."""
+SHORT_LIFE: Final = 5.0
+"""Seconds: a connection that ends sooner counts as a failed attempt."""
+RESERVE: Final = 0.1
+"""What dead letters may take beyond the bounds, as a share of them."""
+_WINDOW: Final = 65_000  # below 65,535: SUBSCRIBE needs ids too
+_HIGH_WATER: Final = 256 * 1024  # bytes that a socket may owe us before publishes wait
+_PUBACK, _PUBREC, _PUBREL, _PUBCOMP = 4, 5, 6, 7
+_TAKEN_OVER: Final = 0x8E
+
+
+class _Entry:
+    __slots__ = ("deadline", "future", "packet", "packet_id", "publish", "reason_code", "received")
+
+    def __init__(self, publish: Publish, future: asyncio.Future[PublishResult]) -> None:
+        self.publish = publish
+        self.future = future
+        self.packet_id = 0
+        self.packet = b""
+        self.received = False  # QoS 2: the broker has sent PUBREC, only PUBREL may follow [MQTT-4.3.3-6]
+        self.reason_code = 0
+        self.deadline: float | None = None  # when it expires while it waits
+
+
+class PublishingConnection:
+    """An `Outgoing` on a connection of its own, kept alive.
+
+    While the broker is away publishes wait, `max_messages` and `max_bytes` (of payload) at most; a tenth more is
+    reserved for dead letters.
+    """
+
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        *,
+        max_messages: int = 10_000,
+        max_bytes: int = 32 * 2**20,
+        protocol_fallback: bool = False,
+    ) -> None:
+        """`options` are those of the consuming connection."""
+        self.state = "not connected yet"
+        """What is not ready and why; empty when all is well."""
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+        self.messages = 0
+        """Publishes that are not done."""
+        self.bytes = 0
+        """Their payloads."""
+        self.connection: Connection | None = None
+        """The one that stands, if any."""
+        self._options = dataclasses.replace(
+            options,
+            client_id=f"{options.client_id}-pub",
+            clean_start=True,
+            session_expiry=SESSION_EXPIRY,
+            receive_maximum=None,
+        )
+        self._fallback = protocol_fallback
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._lock = threading.Lock()
+        self._coming = 0  # from other threads, on their way to the loop
+        self._coming_bytes = 0
+        self._ids = PacketIds()
+        self._waiting: OrderedDict[asyncio.Future[PublishResult], _Entry] = OrderedDict()
+        self._again: deque[_Entry] = deque()  # of a resumed session, before anything new
+        self._in_flight: dict[int, _Entry] = {}
+        self._batch: list[_Entry] = []
+        self._unwritten: list[_Entry] = []  # QoS 0, in the buffer of the connection
+        self._window = 0
+        self._connack = Connack()
+        self._mqtt5 = True
+        self._limited = False  # whether a publish has to be looked at before it goes
+        self._clear = False  # whether a publish may go straight to the batch
+        self._rest = b""
+        self._idle: asyncio.Future[None] | None = None
+        self._failures = 0
+        self._never_answered = 0
+        self._stood = False
+        self._dropped_properties = False
+
+    # Submitting
+
+    def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
+        """See `Outgoing.submit`."""
+        size = len(publish.payload)
+        if threading.get_ident() != self._thread:
+            return self._submit_from_thread(publish, size, reserved)
+        if self.messages >= self.max_messages or self.bytes + size > self.max_bytes:
+            self._check_room(publish, size, reserved)
+        future = self._loop.create_future()
+        self._accept(_Entry(publish, future))
+        return future
+
+    def _submit_from_thread(self, publish: Publish, size: int, reserved: bool) -> asyncio.Future[PublishResult]:
+        with self._lock:
+            self._check_room(publish, size + self._coming_bytes, reserved, self._coming)
+            self._coming += 1
+            self._coming_bytes += size
+        future: asyncio.Future[PublishResult] = asyncio.Future(loop=self._loop)
+        try:
+            self._loop.call_soon_threadsafe(self._accept_from_thread, _Entry(publish, future))
+        except RuntimeError:  # the loop is closed
+            raise NotConnected(f"publish to {printable(publish.topic)!r}: the app has ended") from None
+        return future
+
+    def _accept_from_thread(self, entry: _Entry) -> None:
+        with self._lock:
+            self._coming -= 1
+            self._coming_bytes -= len(entry.publish.payload)
+        self._accept(entry)
+
+    def _check_room(self, publish: Publish, size: int, reserved: bool, others: int = 0) -> None:
+        share = 1.0 + RESERVE if reserved else 1.0
+        if self.messages + others < self.max_messages * share and self.bytes + size <= self.max_bytes * share:
+            return
+        raise PublishQueueFull(
+            f"publish to {printable(publish.topic)!r}: {self.messages} publishes with {self.bytes} bytes are not done "
+            f"yet, and at most {self.max_messages} with {self.max_bytes} may be "
+            f"(MQTTAPI_MAX_OUTGOING, MQTTAPI_MAX_OUTGOING_BYTES){self.state and f'; {self.state}'}"
+        )
+
+    def _accept(self, entry: _Entry) -> None:
+        self.messages += 1
+        self.bytes += len(entry.publish.payload)
+        if self._clear:
+            self._send(entry)
+        else:
+            self._wait(entry)
+
+    def _wait(self, entry: _Entry) -> None:
+        if entry.publish.expiry is not None:
+            entry.deadline = self._loop.time() + entry.publish.expiry
+        self._waiting[entry.future] = entry
+        entry.future.add_done_callback(self._withdraw)
+
+    def _withdraw(self, future: asyncio.Future[PublishResult]) -> None:
+        """Whoever waited for this publish has given up before it was sent."""
+        entry = self._waiting.pop(future, None)
+        if entry is not None:
+            self._done(entry)
+
+    # Sending
+
+    def _send(self, entry: _Entry) -> None:
+        """Put an entry into the batch; `_clear` is true."""
+        publish = entry.publish
+        if publish.qos:
+            entry.packet_id = self._ids.take()
+        try:
+            entry.packet = encode_publish(publish, entry.packet_id, mqtt5=self._mqtt5)
+            if self._limited:
+                self._check_limits(publish, entry.packet)
+        except PublishRefused as error:
+            if entry.packet_id:
+                self._ids.release(entry.packet_id)
+            self._fail(entry, error)
+            return
+        if publish.qos:
+            self._in_flight[entry.packet_id] = entry
+            self._window -= 1
+            if not self._window:
+                self._clear = False
+        if not self._batch:
+            self._loop.call_soon(self._flush)
+        self._batch.append(entry)
+
+    def _flush(self) -> None:
+        """Write what one turn of the loop has brought."""
+        batch, self._batch = self._batch, []
+        connection = self.connection
+        if connection is None or not batch:
+            return
+        connection.write(b"".join([entry.packet for entry in batch]))
+        unacknowledged = [entry for entry in batch if not entry.packet_id]
+        if connection.unsent or connection.closed.done():
+            self._unwritten += unacknowledged
+            if connection.unsent > _HIGH_WATER:
+                self._clear = False
+        else:
+            for entry in unacknowledged:
+                self._succeed(entry)
+
+    def _drained(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        for entry in unwritten:
+            self._succeed(entry)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what waits, as far as the broker lets us."""
+        connection = self.connection
+        if connection is None:
+            return
+        while self._again and self._window:
+            entry = self._again.popleft()
+            if self._in_flight.get(entry.packet_id) is entry:  # else it was acknowledged meanwhile
+                connection.write(entry.packet)
+                self._window -= 1
+        self._clear = self._window > 0 and connection.unsent <= _HIGH_WATER
+        now = self._loop.time() if self._waiting else 0.0
+        while self._waiting and self._clear:
+            future, entry = self._waiting.popitem(last=False)
+            future.remove_done_callback(self._withdraw)
+            if future.done():
+                self._done(entry)
+            elif entry.deadline is None:
+                self._send(entry)
+            elif entry.deadline > now:
+                entry.publish = dataclasses.replace(entry.publish, expiry=entry.deadline - now)
+                self._send(entry)
+            else:
+                self._fail(entry, NotConnected(f"{_label(entry)}: it expired while the broker was away"))
+
+    def _check_limits(self, publish: Publish, packet: bytes) -> None:
+        """What the broker said that it does not take [MQTT-3.2.2-11, MQTT-3.2.2-14, MQTT-3.2.2-15]."""
+        if not self._mqtt5:
+            self._warn_of_properties(publish)
+        connack = self._connack
+        label = f"publish to {printable(publish.topic)!r}"
+        if publish.qos > connack.maximum_qos:
+            text = f"{label}: the broker takes QoS {connack.maximum_qos} at most, not {publish.qos}"
+            raise PublishRefused(text, reason_code=0x9B)
+        if publish.retain and not connack.retain_available:
+            raise PublishRefused(f"{label}: the broker does not retain messages", reason_code=0x9A)
+        if connack.maximum_packet_size is not None and len(packet) > connack.maximum_packet_size:
+            text = f"{label}: its packet of {len(packet)} bytes is larger than the broker takes ({connack.maximum_packet_size})"
+            raise PublishRefused(text, reason_code=0x95)
+
+    def _warn_of_properties(self, publish: Publish) -> None:
+        if has_properties(publish) and not self._dropped_properties:
+            self._dropped_properties = True
+            log.warning(
+                "MQTT 3.1.1 has no message properties: expiry, content type, user properties, response topic and "
+                "correlation data are left out, such as those of a publish to %r",
+                printable(publish.topic),
+            )
+
+    # Being answered
+
+    def _receive(self) -> None:
+        connection = self.connection
+        if connection is None or (data := connection.read()) is None:
+            return
+        if not data:
+            connection.connection_lost()
+            return
+        if self._rest:
+            data = self._rest + data
+        position, end = 0, len(data)
+        while end - position >= 2:
+            first, size, body = data[position], data[position + 1], position + 2
+            if size > 0x7F:
+                size, body = _long_size(data, position)
+            if body + size > end or not body:
+                break
+            if first == 0x40 and size == 2:
+                self._acknowledged(data[body] << 8 | data[body + 1], 0)
+            elif 0x40 <= first < 0x80 and size >= 2:
+                self._handle_answer(first >> 4, data[body : body + size])
+            else:
+                connection.feed_packet(first, data[body : body + size])
+            position = body + size
+        self._rest = data[position:]
+        if self._waiting or self._again:
+            self._pump()
+        elif self._window:
+            self._clear = connection.unsent <= _HIGH_WATER
+
+    def _handle_answer(self, kind: int, body: bytes) -> None:
+        packet_id = body[0] << 8 | body[1]
+        code = body[2] if len(body) > 2 else 0
+        match kind:
+            case 4 | 7:  # PUBACK, PUBCOMP
+                reason = _reason_string(body) if len(body) > 4 else ""
+                self._acknowledged(packet_id, code if kind == _PUBACK else 0, reason)
+            case 5:  # PUBREC
+                self._received(packet_id, code, body)
+            case _:  # PUBREL belongs to the receiving side: nothing is received here
+                pass
+
+    def _acknowledged(self, packet_id: int, code: int, reason: str = "") -> None:
+        """The end of a publish, well or badly; RabbitMQ answers even QoS 2 with PUBACK."""
+        entry = self._in_flight.pop(packet_id, None)
+        if entry is None:
+            log.debug("the broker acknowledges packet %d, which is not in flight", packet_id)
+            return
+        self._ids.release(packet_id)
+        if self._window < self._connack.receive_maximum:
+            self._window += 1
+        code = code or entry.reason_code
+        if code < 0x80:
+            self._succeed(entry, code, reason)
+        else:
+            text = f"{_label(entry)}: the broker refuses it: {reason_text(code, PacketTypes.PUBACK)}"
+            self._fail(entry, PublishRefused(f"{text}{reason and f': {reason}'}", reason_code=code))
+
+    def _received(self, packet_id: int, code: int, body: bytes) -> None:
+        entry = self._in_flight.get(packet_id)
+        if code >= 0x80:
+            self._acknowledged(packet_id, code, _reason_string(body) if len(body) > 4 else "")
+        elif self.connection is not None:
+            if entry is not None:
+                entry.received = True
+                entry.reason_code = code
+            self.connection.write(encode_pubrel(packet_id, known=entry is not None or not self._options.mqtt5))
+
+    def _succeed(self, entry: _Entry, code: int = 0, reason: str = "") -> None:
+        future, publish = entry.future, entry.publish
+        if not future.done():
+            future.set_result(PublishResult(publish.topic, publish.qos, entry.packet_id, code, reason))
+        self._done(entry)
+
+    def _fail(self, entry: _Entry, error: BrokerError) -> None:
+        if not entry.future.done():
+            entry.future.set_exception(error)
+        self._done(entry)
+
+    def _done(self, entry: _Entry) -> None:
+        self.messages -= 1
+        self.bytes -= len(entry.publish.payload)
+        if self._idle is not None and not self.messages:
+            self._idle.set_result(None)
+            self._idle = None
+
+    # Living
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[PublishingConnection]:
+        """Connected, and again, for as long as the block lasts. What is not done at its end is given up."""
+        task = asyncio.create_task(self._run(), name=f"mqttapi[{self._options.client_id}]")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self._close()
+
+    async def flushed(self) -> None:
+        """Wait until every publish is done."""
+        if self.messages:
+            if self._idle is None:
+                self._idle = self._loop.create_future()
+            await asyncio.shield(self._idle)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._one_connection()
+            except BrokerError as error:
+                self._failed(str(error))
+            await asyncio.sleep(_delay(self._failures))
+
+    async def _one_connection(self) -> None:
+        connection = Connection(self._options, packet_ids=self._ids)
+        try:
+            connack = await connection.open()
+        except BrokerError as error:
+            if self._fall_back(error):
+                return
+            raise
+        self._connected(connection, connack)
+        began = self._loop.time()
+        closed = await asyncio.shield(connection.closed)
+        self._disconnected(closed.reason)
+        if self._loop.time() - began >= SHORT_LIFE:
+            self._failures = 0
+        if closed.reason_code == _TAKEN_OVER:
+            self._failures += 6  # a pause of some seconds: two clients with one id evict each other
+        self._failed(f"connection lost: {closed.reason}")
+
+    def _fall_back(self, error: BrokerError) -> bool:
+        """Whether to go on with MQTT 3.1.1: on the first connection ever only."""
+        if not self._fallback or self._stood or not self._options.mqtt5:
+            return False
+        if isinstance(error, NotConnected) and error.closed_before_connack:
+            self._never_answered += 1
+        unsupported = isinstance(error, ConnectionRefused) and error.reason_code == 0x84
+        if unsupported or self._never_answered >= 3:
+            self._options = dataclasses.replace(self._options, protocol="3.1.1")
+            return True
+        return False
+
+    def _failed(self, reason: str) -> None:
+        self._failures += 1
+        self.state = reason
+        level = logging.WARNING if self._failures == 1 else logging.DEBUG
+        log.log(level, "publishing: %s; %d publishes wait, connecting again", reason, self.messages)
+
+    def _connected(self, connection: Connection, connack: Connack) -> None:
+        if self._options.mqtt5:  # on 3.1.1 a session that is not clean would stay for ever
+            self._options = dataclasses.replace(self._options, clean_start=False)
+        log.log(logging.INFO if self._stood else logging.DEBUG, "publishing: connected to %s", self._options.where)
+        self._stood = True
+        self._failures = 0
+        self.state = ""
+        self.connection = connection
+        self._connack = connack
+        self._mqtt5 = self._options.mqtt5
+        self._limited = (
+            connack.maximum_qos < 2
+            or not connack.retain_available
+            or connack.maximum_packet_size is not None
+            or not self._mqtt5
+        )
+        self._window = min(connack.receive_maximum, _WINDOW)
+        self._rest = b""
+        connection.on_drained = self._drained
+        connection.start(self._receive)
+        if connack.session_present:
+            self._resume(connection)
+        else:
+            self._start_over()
+        self._pump()
+
+    def _resume(self, connection: Connection) -> None:
+        for entry in self._in_flight.values():
+            if entry.received:
+                connection.write(encode_pubrel(entry.packet_id))
+            else:
+                entry.packet = bytes((entry.packet[0] | DUP,)) + entry.packet[1:]
+                self._again.append(entry)
+
+    def _start_over(self) -> None:
+        """The broker knows nothing of what was in flight: all of it goes again as if for the first time."""
+        entries = list(self._in_flight.values())
+        self._in_flight.clear()
+        for entry in reversed(entries):
+            self._ids.release(entry.packet_id)
+            entry.packet_id = entry.reason_code = 0
+            entry.received = False
+            self._wait(entry)
+            self._waiting.move_to_end(entry.future, last=False)
+
+    def _disconnected(self, reason: str) -> None:
+        self.connection = None
+        self._clear = False
+        self._again.clear()
+        lost = [*self._unwritten, *(entry for entry in self._batch if not entry.packet_id)]
+        self._unwritten, self._batch = [], []
+        for entry in lost:
+            self._fail(entry, NotConnected(f"{_label(entry)}: it was not written: {reason}"))
+
+    async def _close(self) -> None:
+        if self.connection is not None:
+            self._flush()
+            await self.connection.close(session_expiry=0 if self._options.mqtt5 else None)
+        self._disconnected("the app has stopped")
+        left = [*self._in_flight.values(), *self._waiting.values()]
+        self._in_flight.clear()
+        self._waiting.clear()
+        for entry in left:
+            self._fail(entry, NotConnected(f"{_label(entry)}: the app has stopped before the broker confirmed it"))
+
+
+def _label(entry: _Entry) -> str:
+    return f"publish to {printable(entry.publish.topic)!r}"
+
+
+def _delay(failures: int) -> float:
+    """Seconds until the next attempt: exponential backoff with full jitter."""
+    return random.uniform(0, min(MAX_DELAY, 0.1 * 2 ** min(failures, 10)))  # noqa: S311  jitter is no secret
+
+
+def _long_size(data: bytes, position: int) -> tuple[int, int]:
+    """The size of two to four bytes of the packet at `position`, and where its body begins: 0 when bytes are missing.
+
+    The fourth byte ends it, whatever it says: brokers do not send packets of 256 MiB here.
+    """
+    size = 0
+    for index in range(4):
+        at = position + 1 + index
+        if at >= len(data):
+            return 0, 0
+        size |= (data[at] & 0x7F) << 7 * index
+        if data[at] < 0x80:
+            break
+    return size, at + 1
+
+
+def _reason_string(body: bytes) -> str:
+    properties = make_properties(PacketTypes.PUBACK)
+    try:
+        properties.unpack(body[3:])  # type: ignore[no-untyped-call]  # paho's are not typed
+    except Exception:  # noqa: BLE001  the code alone will do
+        return ""
+    return str(getattr(properties, "ReasonString", ""))
