@@ -37,7 +37,7 @@ _CONNECTION: Final = frozenset(
 _ALTERNATIVES: Final = (("broker", "url"), ("password", "password_file"), ("password_file", "password"))
 # Kubernetes sets these in every pod beside a service called "mqtt".
 _SERVICE_LINK: Final = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP)(_.+)?)")
-_SIZE_UNITS: Final = {"": 1, "b": 1, "kb": 1000, "kib": 2**10, "mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
+_SIZE_UNITS: Final = {"b": 1, "kb": 1000, "kib": 2**10, "mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 
 
 def _variable(name: str) -> str:
@@ -55,7 +55,7 @@ class Rule:
 
 
 def _bytes(value: object) -> object:
-    if isinstance(value, str) and (found := re.fullmatch(r"([0-9]+)\s*([a-z]*)", value.lower())):
+    if isinstance(value, str) and (found := re.fullmatch(r"([0-9]+)\s*([a-z]+)", value.lower())):
         factor = _SIZE_UNITS.get(found[2])
         return value if factor is None else int(found[1]) * factor
     return value

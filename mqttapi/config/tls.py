@@ -86,8 +86,11 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
 
 def _identify(context: ssl.SSLContext, cert_file: Path, settings: Settings) -> None:
     key_file = settings.tls_key_file
+    encrypted = False
 
     def password() -> str:
+        nonlocal encrypted
+        encrypted = True
         # Given as a function: OpenSSL asks at the terminal where an encrypted key has no password.
         if settings.tls_key_password is None:
             raise ConfigurationError(
@@ -105,7 +108,8 @@ def _identify(context: ssl.SSLContext, cert_file: Path, settings: Settings) -> N
         context.load_cert_chain(cert_file, key_file, password)
     except OSError as error:
         key = f" and MQTT_TLS_KEY_FILE {str(key_file)!r}" if key_file else ""
-        problem = f"MQTT_TLS_CERT_FILE: cannot use {str(cert_file)!r}{key}: {_reason(error)}"
+        reason = "MQTT_TLS_KEY_PASSWORD does not open the key" if encrypted else _reason(error)
+        problem = f"MQTT_TLS_CERT_FILE: cannot use {str(cert_file)!r}{key}: {reason}"
     else:
         return
     raise ConfigurationError(problem)
@@ -127,8 +131,6 @@ def _reason(error: OSError) -> str:
     match getattr(error, "reason", None):  # None where OpenSSL had no words for it
         case "KEY_VALUES_MISMATCH":
             return "key and certificate do not belong together"
-        case "BAD_DECRYPT" | "BAD_PASSWORD_READ":
-            return "MQTT_TLS_KEY_PASSWORD does not open the key"
         case None:
             return "no certificate or key in PEM form was found in it"
         case reason:
