@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from mqttapi.config import Settings
     from mqttapi.context import Context
     from mqttapi.publisher import PublishResult
-    from mqttapi.routing import TopicOptions
+    from mqttapi.routing import SharedOptions, TopicOptions
     from mqttapi.service import Service
 
 __all__ = ["App", "State"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
-Lifespan = "Callable[[App], AbstractAsyncContextManager[None]]"
 
 _DEFAULTS: dict[str, Any] = {
     "qos": 1,
@@ -48,12 +47,12 @@ _DEFAULTS: dict[str, Any] = {
 class State:
     """A place for the app's own things, as attributes: `app.state.model = load_model()`."""
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever the app put there
+    def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"app.state has no {name!r}: set it in the lifespan")
 
     if TYPE_CHECKING:
 
-        def __setattr__(self, name: str, value: Any) -> None: ...  # noqa: ANN401  whatever the app puts there
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
 
 class App:
@@ -75,7 +74,7 @@ class App:
         dispatch: Which routes get a message that several match: `all` of them, or the `first` registered.
         session: How long the broker keeps what comes while the app is away. None: as `MQTTAPI_SESSION_EXPIRY` says
             (24 h) when any route has QoS ≥ 1, else not at all.
-        options: Defaults of all routes; see `TopicOptions`. `middleware` is outermost, `dependencies` run first.
+        options: Defaults of all routes; see `SharedOptions`. `middleware` is outermost, `dependencies` run first.
 
     Raises:
         ConfigurationError: When an option is unknown or has a wrong value.
@@ -90,7 +89,7 @@ class App:
         lifespan: Callable[[App], AbstractAsyncContextManager[None]] | None = None,
         dispatch: Literal["all", "first"] = "all",
         session: Session | None = None,
-        **options: Unpack[TopicOptions],
+        **options: Unpack[SharedOptions],
     ) -> None:
         given: dict[str, Any] = dict(options)
         check(given, f"App({name!r})")
@@ -114,7 +113,7 @@ class App:
         self._options = given
         self._routes: list[Route] = []
         self._service: Service | None = None
-        self.router._includers.append(self._register)  # noqa: SLF001  the app is where its router's routes go
+        self.router._includers.append(self._register)
 
     # -- routes -------------------------------------------------------------------------------------------------
 
@@ -135,7 +134,7 @@ class App:
         """
         return self.router.topic(template, **options)
 
-    def include_router(self, router: Router, *, prefix: str = "", **options: Unpack[TopicOptions]) -> None:
+    def include_router(self, router: Router, *, prefix: str = "", **options: Unpack[SharedOptions]) -> None:
         """Take over the routes of a router; see `Router.include_router`."""
         self.router.include_router(router, prefix=prefix, **options)
 
@@ -179,12 +178,12 @@ class App:
         """
         self._refuse_when_started("resources")
         resource = Resource.of(function)
-        if resource.type in self.resources:
+        if resource.kind in self.resources:
             raise ConfigurationError(
-                f"{resource.label}: there is already a resource of the type {resource.type.__name__}: "
-                f"{self.resources[resource.type].label}"
+                f"{resource.label}: there is already a resource of the type {resource.kind.__name__}: "
+                f"{self.resources[resource.kind].label}"
             )
-        self.resources[resource.type] = resource
+        self.resources[resource.kind] = resource
         return function
 
     def _register(self, declaration: Declaration) -> None:
@@ -265,15 +264,15 @@ class App:
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
-    async def publish(self, topic: str, payload: Any = None, **options: Any) -> PublishResult:  # noqa: ANN401  any payload
+    async def publish(self, topic: str, payload: Any = None, **options: Any) -> PublishResult:
         """Publish a message, and return when the broker has acknowledged it; see `Publisher.publish`."""
         return await self.publisher.publish(topic, payload, **options)
 
-    def publish_nowait(self, topic: str, payload: Any = None, **options: Any) -> asyncio.Future[PublishResult]:  # noqa: ANN401  any payload
+    def publish_nowait(self, topic: str, payload: Any = None, **options: Any) -> asyncio.Future[PublishResult]:
         """Publish a message without waiting for the broker; see `Publisher.publish_nowait`."""
         return self.publisher.publish_nowait(topic, payload, **options)
 
-    async def reply(self, context: Context, payload: Any = None) -> None:  # noqa: ANN401  any payload
+    async def reply(self, context: Context, payload: Any = None) -> None:
         """Answer the Response Topic of a message; see `Context.reply`."""
         message = context.message
         if message.response_topic is not None:
@@ -297,7 +296,7 @@ class App:
             ConfigurationError: When the settings are wrong.
             ConnectionRefused: When the broker refuses the app for good.
         """
-        from mqttapi.service import Service  # noqa: PLC0415  brings the transport, which registration does not need
+        from mqttapi.service import Service
 
         async with Service(self).connected(broker):
             yield self
@@ -307,7 +306,7 @@ class App:
 
         Args and errors are those of `running`.
         """
-        from mqttapi.service import serve  # noqa: PLC0415  as in `running`
+        from mqttapi.service import serve
 
         await serve(self, broker)
 
@@ -321,6 +320,6 @@ class App:
             SystemExit: With 0 after SIGTERM or SIGINT, 1 when the broker refuses the app or a second signal cut the
                 shutdown short.
         """
-        from mqttapi.service import run  # noqa: PLC0415  as in `running`
+        from mqttapi.service import run
 
         run(self, broker)

@@ -28,6 +28,8 @@ class Context(MutableMapping[str, Any]):
     what the handler validates.
     """
 
+    _params: dict[str, Any]
+    _decoded: Any
     __slots__ = ("_data", "_decoded", "_params", "app", "attempt", "message", "route", "values_")
 
     app: App
@@ -92,7 +94,7 @@ class Context(MutableMapping[str, Any]):
         except AttributeError:
             payload = self.message.payload
             try:
-                self._decoded: Any = from_json(payload)
+                self._decoded = from_json(payload)
             except ValueError:
                 self._decoded = payload
             return self._decoded

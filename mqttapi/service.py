@@ -70,9 +70,9 @@ class Service:
     async def started(self, outgoing: Outgoing) -> AsyncIterator[None]:
         """Lifespan, resources, plans and workers; what is still running at the end is cancelled."""
         app = self.app
-        if app._service is not None:  # noqa: SLF001  the app's other half
+        if app._service is not None:
             raise ConfigurationError(f"the app {app.name!r} is running already: one App object runs once at a time")
-        app._service = self  # noqa: SLF001
+        app._service = self
         app.publisher.outgoing = outgoing
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -93,10 +93,10 @@ class Service:
                 yield
         finally:
             app.publisher.outgoing = None
-            app._service = None  # noqa: SLF001
+            app._service = None
 
     async def _open_resources(self, stack: contextlib.AsyncExitStack) -> Mapping[type, object]:
-        from mqttapi.app import App  # noqa: PLC0415  the app imports this module's users
+        from mqttapi.app import App
 
         opened: dict[type, object] = {App: self.app, Publisher: self.app.publisher}
         for kind, resource in self.app.resources.items():
@@ -128,16 +128,22 @@ class Service:
     @contextlib.asynccontextmanager
     async def connected(self, broker: str | None) -> AsyncIterator[None]:
         """The app with its connections: the body begins once it is subscribed, and what was accepted is handled."""
-        from mqttapi.transport.link import Link  # noqa: PLC0415  paho and aiomqtt are heavy
-        from mqttapi.transport.publishing import PublishingConnection  # noqa: PLC0415
+        from mqttapi.transport.link import Link
+        from mqttapi.transport.publishing import PublishingConnection
 
         settings = self.settings
         address = resolve_broker(broker, None, settings, self.app.broker)
         self._warn(address)
         options = self._options(address)
-        publishing = PublishingConnection(options, settings)
+        fallback = "protocol" not in settings.model_fields_set
+        publishing = PublishingConnection(
+            options,
+            max_messages=settings.max_outgoing,
+            max_bytes=settings.max_outgoing_bytes,
+            protocol_fallback=fallback,
+        )
         async with publishing.running(), self.started(publishing):
-            link = Link(options, self._subscribed(), protocol_fallback="protocol" not in settings.model_fields_set)
+            link = Link(options, self._subscribed(), protocol_fallback=fallback)
             link.intake = self.intake = Intake(
                 self.app,
                 self.dispatcher,
@@ -158,7 +164,7 @@ class Service:
                 await asyncio.gather(task, return_exceptions=True)
 
     def _options(self, address: Broker) -> ConnectionOptions:
-        from mqttapi.transport.connection import ConnectionOptions  # noqa: PLC0415  paho and aiomqtt are heavy
+        from mqttapi.transport.connection import ConnectionOptions
 
         settings, session = self.settings, self._session()
         return ConnectionOptions(
@@ -204,7 +210,7 @@ class Service:
 
     def _subscribed(self) -> list[Subscribed]:
         """One subscription per full filter: routes share it, with the highest QoS among them."""
-        from mqttapi.transport.link import Subscribed  # noqa: PLC0415  brings paho and aiomqtt
+        from mqttapi.transport.link import Subscribed
 
         subscribed = []
         for full, runners in self.subscriptions().items():
@@ -218,7 +224,11 @@ class Service:
             no_local, retain_as_published = rare.pop()
             subscribed.append(
                 Subscribed(
-                    full, max(route.qos for route in routes), tuple(r.name for r in routes), no_local, retain_as_published
+                    full,
+                    max(route.qos for route in routes),
+                    tuple(r.name for r in routes),
+                    no_local,
+                    retain_as_published,
                 )
             )
         return subscribed
@@ -274,7 +284,7 @@ async def serve(app: App, broker: str | None) -> None:
 def run(app: App, broker: str | None) -> None:
     """See `App.run`."""
     try:
-        import uvloop  # noqa: PLC0415  not on every platform
+        import uvloop
 
         factory: Any = uvloop.new_event_loop
     except ImportError:

@@ -1,9 +1,9 @@
 """`TestClient`: give messages to an app without a broker, through its own router, plans and lanes.
 
-    async with TestClient(app) as client:
-        delivery = await client.publish("sensors/7/data", {"temperature": 90})
-        assert delivery.outcome == "done"
-        assert client.published[0].topic == "alerts/7"
+async with TestClient(app) as client:
+    delivery = await client.publish("sensors/7/data", {"temperature": 90})
+    assert delivery.outcome == "done"
+    assert client.published[0].topic == "alerts/7"
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class TestClient:
     async def publish(
         self,
         topic: str,
-        payload: Any = None,  # noqa: ANN401  any payload
+        payload: Any = None,
         *,
         qos: Literal[0, 1] = 1,
         retain: bool = False,
@@ -144,7 +144,13 @@ class TestClient:
             user_properties=tuple(user_properties),
         )
         message = Message(
-            topic, encode_payload(payload), qos, retain, dup, 1 if qos else 0, properties if properties != NO_PROPERTIES else NO_PROPERTIES
+            topic,
+            encode_payload(payload),
+            qos,
+            retain,
+            dup,
+            1 if qos else 0,
+            properties if properties != NO_PROPERTIES else NO_PROPERTIES,
         )
         targets = service.dispatcher.targets(topic)
         pending = _Pending(message, len(targets))
@@ -169,7 +175,7 @@ class TestClient:
                     delivery.reply = publish
         return delivery
 
-    def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:  # noqa: ARG002
+    def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
         """The app publishes: see `Outgoing`."""
         self.published.append(publish)
         future: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
@@ -184,7 +190,7 @@ class TestClient:
     @contextlib.contextmanager
     def sync(self) -> Iterator[SyncTestClient]:
         """The same for tests that are plain functions: `with TestClient(app).sync() as client:`."""
-        from anyio.from_thread import start_blocking_portal  # noqa: PLC0415  only plain tests need it
+        from anyio.from_thread import start_blocking_portal
 
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(self):
             yield SyncTestClient(self, portal)
@@ -195,7 +201,7 @@ class SyncTestClient:
 
     __test__ = False
 
-    def __init__(self, client: TestClient, portal: Any) -> None:  # noqa: ANN401  anyio's, imported only when used
+    def __init__(self, client: TestClient, portal: Any) -> None:
         self._client = client
         self._portal = portal
 
@@ -204,7 +210,7 @@ class SyncTestClient:
         """See `TestClient.published`."""
         return self._client.published
 
-    def publish(self, topic: str, payload: Any = None, **options: Any) -> Delivery:  # noqa: ANN401  as in `TestClient`
+    def publish(self, topic: str, payload: Any = None, **options: Any) -> Delivery:
         """See `TestClient.publish`."""
 
         async def call() -> Delivery:

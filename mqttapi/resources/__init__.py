@@ -24,7 +24,7 @@ class Resource:
     """A function that provides one value, by `yield` or `return`, and the type under which handlers ask for it."""
 
     function: Callable[..., Any]
-    type: type
+    kind: type
     parameters: Mapping[str, type]
 
     @classmethod

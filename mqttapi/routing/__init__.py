@@ -1,7 +1,7 @@
 """Routes: which handler serves which topic, and how routers nest."""
 
-from mqttapi.routing.options import RouteOptions, TopicOptions
+from mqttapi.routing.options import RouteOptions, SharedOptions, TopicOptions
 from mqttapi.routing.route import Declaration, Route
 from mqttapi.routing.router import Router
 
-__all__ = ["Declaration", "Route", "RouteOptions", "Router", "TopicOptions"]
+__all__ = ["Declaration", "Route", "RouteOptions", "Router", "SharedOptions", "TopicOptions"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mqttapi.middleware import Middleware
     from mqttapi.topics import Constraint
 
-__all__ = ["RouteOptions", "TopicOptions", "check"]
+__all__ = ["RouteOptions", "SharedOptions", "TopicOptions", "check"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +37,12 @@ class RouteOptions:
     retain_as_published: bool = False
 
 
-class TopicOptions(TypedDict, total=False):
-    """The options of a route. What is not given is inherited from the group, the router and the app, in that order."""
+class SharedOptions(TypedDict, total=False):
+    """The options of a route that a router or the app may give for all of theirs.
 
-    name: str | None
-    """For `app.topic_for`; given names are unique. Default: `module.qualname` of the handler."""
+    What is not given is inherited: from the router, from the router that includes it, from the app.
+    """
+
     qos: Literal[0, 1]
     """The highest quality of service to receive with [MQTT5 §4.3]. Default 1."""
     shared: bool | str
@@ -66,7 +67,11 @@ class TopicOptions(TypedDict, total=False):
     """What is rarely needed."""
 
 
-_ACCUMULATED = ("middleware", "dependencies", "where")
+class TopicOptions(SharedOptions, total=False):
+    """The options of one route."""
+
+    name: str | None
+    """For `app.topic_for`; given names are unique. Default: `module.qualname` of the handler."""
 
 
 def inherit(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from mqttapi.middleware import Middleware
-    from mqttapi.routing.options import TopicOptions
+    from mqttapi.routing.options import SharedOptions, TopicOptions
 
 __all__ = ["Router"]
 
@@ -35,17 +35,15 @@ class Router:
 
     Args:
         prefix: Stands before every template, joined with exactly one `/`.
-        options: Defaults of its routes; see `TopicOptions`. `middleware` runs around each of its routes.
+        options: Defaults of its routes; see `SharedOptions`. `middleware` runs around each of its routes.
 
     Raises:
         ConfigurationError: When an option is unknown or has a wrong value.
     """
 
-    def __init__(self, *, prefix: str = "", **options: Unpack[TopicOptions]) -> None:
+    def __init__(self, *, prefix: str = "", **options: Unpack[SharedOptions]) -> None:
         given: dict[str, Any] = dict(options)
         check(given, f"Router(prefix={prefix!r})")
-        if "name" in given:
-            raise ConfigurationError(f"Router(prefix={prefix!r}): a name belongs to one route, not to a router")
         self.prefix = prefix
         self._middleware: list[Middleware] = [as_middleware(mw) for mw in given.pop("middleware", ())]
         self._options = given
@@ -63,7 +61,7 @@ class Router:
             ConfigurationError: When the template, an option or the signature of the function is wrong. What depends on
                 the prefix is checked when the router is included in an app.
         """
-        if not isinstance(template, str):
+        if callable(template):
             name = getattr(template, "__name__", repr(template))
             raise ConfigurationError(f"@topic needs a topic template: write @topic('some/topic') above {name}")
 
@@ -80,7 +78,7 @@ class Router:
         check(given, declaration.label)
         self._accept(declaration.within(self, self.prefix, self._options))
 
-    def include_router(self, router: Router, *, prefix: str = "", **options: Unpack[TopicOptions]) -> None:
+    def include_router(self, router: Router, *, prefix: str = "", **options: Unpack[SharedOptions]) -> None:
         """Take over the routes of another router, those it has and those it will get.
 
         Args:
@@ -93,12 +91,12 @@ class Router:
         bridge = Router(prefix=prefix, **options)
 
         def forward(declaration: Declaration) -> None:
-            through = declaration.within(bridge, bridge.prefix, bridge._options)  # noqa: SLF001  a router of its own
+            through = declaration.within(bridge, bridge.prefix, bridge._options)
             self._accept(through.within(self, self.prefix, self._options))
 
-        for declaration in tuple(router._declarations):  # noqa: SLF001  of the same class
+        for declaration in tuple(router._declarations):
             forward(declaration)
-        router._includers.append(forward)  # noqa: SLF001
+        router._includers.append(forward)
 
     def middleware(self, function: F) -> F:
         """Add the decorated function to the middleware of this router, inside of what is there."""

@@ -33,7 +33,7 @@ class _Match(NamedTuple):
     values: tuple[object, ...]
 
 
-def subscription_id(filter: str) -> int:  # noqa: A002  the term of MQTT
+def subscription_id(filter: str) -> int:
     """The identifier of a subscription: 1 to 2^28, from the full filter, `$share/<group>/` included."""
     digest = hashlib.blake2b(filter.encode(), digest_size=4).digest()
     return 1 + int.from_bytes(digest, "big") % 0x0FFF_FFFF

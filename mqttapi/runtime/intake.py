@@ -133,7 +133,7 @@ class Intake:
         self.ledger.release(packet_id)
         self._flush_soon()
 
-    def ended(self, run: Run, outcome: Outcome) -> None:  # noqa: ARG002  an acknowledgement says nothing of it
+    def ended(self, run: Run, outcome: Outcome) -> None:
         """See `Origin`."""
         entry: Entry | None = run.ticket
         if entry is None:

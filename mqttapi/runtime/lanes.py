@@ -112,7 +112,7 @@ class Run(Context):
     deadline: float | None
     """On the clock of the loop: when the attempt has taken too long. Only there while the handler waits."""
 
-    def __init__(self, message: Message, target: Target, app: App, origin: Origin, ticket: Any) -> None:  # noqa: ANN401  the origin's own
+    def __init__(self, message: Message, target: Target, app: App, origin: Origin, ticket: Any) -> None:
         self.message = message
         self.runner = runner = target.runner
         self.route = runner.route
@@ -125,7 +125,7 @@ class Run(Context):
         self.ticket = ticket
 
 
-class HandlerTimeout(Exception):  # noqa: N818  named by situation
+class HandlerTimeout(Exception):
     """Raised in place of a handler's result when an attempt took longer than the route's `timeout`."""
 
 
@@ -232,8 +232,7 @@ class Workers:
                         searching = False
                         result = await self._wait(run, context, coroutine, pending)
                     if result is None and (
-                        run.message._properties is NO_PROPERTIES  # noqa: SLF001  a property costs a call
-                        or run.message.response_topic is None
+                        run.message._properties is NO_PROPERTIES or run.message.response_topic is None
                     ):
                         outcome = DONE
                     else:
@@ -342,7 +341,7 @@ class Workers:
         runner.running += 1
         self._ready.append(run)
 
-    def _forget(self, run: Run) -> None:  # noqa: ARG002
+    def _forget(self, run: Run) -> None:
         self.outstanding -= 1
         if not self.outstanding and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -360,12 +359,11 @@ def _resume(
 ) -> Generator[object, object, object]:
     """Go on with a coroutine that has already been started, each of its steps inside `context`."""
     while True:
+        step: Callable[[Any], object] = coroutine.send
         try:
-            sent = yield pending
+            value: object = yield pending
         except BaseException as error:  # noqa: BLE001  whatever is thrown in belongs to the coroutine
             step, value = coroutine.throw, error
-        else:
-            step, value = coroutine.send, sent  # type: ignore[assignment]  two methods, one call
         try:
             pending = context.run(step, value)
         except StopIteration as stop:

@@ -48,7 +48,7 @@ def attempts(endpoint: Endpoint, *, max_hold: float) -> Endpoint:
     return attempt
 
 
-class _HeldTooLong(Exception):  # noqa: N818  named by situation
+class _HeldTooLong(Exception):
     pass
 
 

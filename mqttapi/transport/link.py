@@ -6,15 +6,15 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
-from mqttapi.message import Message, Properties
+from mqttapi.message import NO_PROPERTIES, Message, Properties
 from mqttapi.runtime.dispatcher import ANY, subscription_id
 from mqttapi.transport.connection import Connection, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from paho.mqtt.client import MQTTMessage
 
@@ -40,7 +40,7 @@ class Subscribed:
     """One filter of a link, `$share/<group>/` included, and the names of the routes it serves."""
 
     filter: str
-    qos: Literal[0, 1, 2]
+    qos: int
     routes: tuple[str, ...]
     no_local: bool = False
     retain_as_published: bool = False
@@ -94,7 +94,7 @@ class Link:
                 self._failed(error)
             except BrokerError as error:
                 self._failed(error)
-            if not self._closing and self._failures:
+            if self._failures:
                 await asyncio.sleep(self._delay())
 
     async def close(self, session_expiry: int | None = None) -> None:
@@ -139,7 +139,10 @@ class Link:
             self._never_answered += 1
         if not unsupported and self._never_answered < 3:
             return False
-        log.warning("%s does not speak MQTT 5: going on with MQTT 3.1.1. MQTT_PROTOCOL=3.1.1 says so from the start", options.where)
+        log.warning(
+            "%s does not speak MQTT 5: going on with MQTT 3.1.1. MQTT_PROTOCOL=3.1.1 says so from the start",
+            options.where,
+        )
         self._options = replace(options, protocol="3.1.1")
         return True
 
@@ -199,7 +202,13 @@ class Link:
                     reason_code=code,
                 )
             if code < each.qos:
-                log.warning("the broker grants %s (%s) QoS %d only, asked for %d", each.filter, ", ".join(each.routes), code, each.qos)
+                log.warning(
+                    "the broker grants %s (%s) QoS %d only, asked for %d",
+                    each.filter,
+                    ", ".join(each.routes),
+                    code,
+                    each.qos,
+                )
         self.state = ""
         self._failures = 0
         if self.ready.done():
@@ -250,35 +259,32 @@ class Link:
         try:
             topic = received.topic
         except UnicodeDecodeError:
-            self.intake.refuse(received.mid, received.qos, f"its topic is not UTF-8: {received._topic!r}")  # noqa: SLF001
+            self.intake.refuse(received.mid, received.qos, f"its topic is not UTF-8: {received._topic!r}")
             return
         properties = _properties(received)
         ids = properties.subscription_ids
         message = Message(
-            topic, bytes(received.payload), received.qos, bool(received.retain), received.dup, received.mid, properties
+            topic,
+            bytes(received.payload),
+            received.qos,
+            bool(received.retain),
+            bool(received.dup),
+            received.mid,
+            NO_PROPERTIES if properties == NO_PROPERTIES else properties,
         )
         self.intake.receive(message, ids[0] if len(ids) == 1 else ANY)
         self.intake.batch_end()
 
 
-_NONE = Properties()
-
-
 def _properties(received: MQTTMessage) -> Properties:
-    wire = received.properties
-    if wire is None or wire.isEmpty():
-        return _NONE
-    values: Mapping[str, object] = wire.__dict__
-
-    def get(name: str, default: object = None) -> object:
-        return values.get(name, default)
-
+    """What paho decoded; its attributes are there only when the property was."""
+    wire = vars(received.properties) if received.properties is not None else {}
     return Properties(
-        content_type=get("ContentType"),  # type: ignore[arg-type]  paho's attributes are untyped
-        response_topic=get("ResponseTopic"),  # type: ignore[arg-type]
-        correlation_data=get("CorrelationData"),  # type: ignore[arg-type]
-        user_properties=tuple(get("UserProperty", ())),  # type: ignore[arg-type]
-        message_expiry_interval=get("MessageExpiryInterval"),  # type: ignore[arg-type]
-        payload_format_indicator=get("PayloadFormatIndicator", 0),  # type: ignore[arg-type]
-        subscription_ids=tuple(get("SubscriptionIdentifier", ())),  # type: ignore[arg-type]
+        content_type=wire.get("ContentType"),
+        response_topic=wire.get("ResponseTopic"),
+        correlation_data=wire.get("CorrelationData"),
+        user_properties=tuple(wire.get("UserProperty", ())),
+        message_expiry_interval=wire.get("MessageExpiryInterval"),
+        payload_format_indicator=wire.get("PayloadFormatIndicator", 0),
+        subscription_ids=tuple(wire.get("SubscriptionIdentifier", ())),
     )
