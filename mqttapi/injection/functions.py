@@ -1,0 +1,153 @@
+"""What there is to know of a function before it is called: its parameters with their hints, and its kind."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+import typing
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mqttapi.errors import ConfigurationError
+from mqttapi.injection.hints import MISSING, show
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
+
+__all__ = ["Kind", "Parameter", "called", "identity", "kind_of", "parameters_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a handler or dependency, with its hint resolved."""
+
+    name: str
+    hint: Any
+    default: Any
+    keyword: bool
+    """Whether it can be given by name only."""
+
+    def __str__(self) -> str:
+        return self.name if self.hint is MISSING else f"{self.name}: {show(self.hint)}"
+
+
+def called(function: object) -> str:
+    """What error texts call a function: `ingest()`, `Controller.handle()`."""
+    if isinstance(function, functools.partial):
+        return called(function.func)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{name.rpartition('<locals>.')[2]}()"
+
+
+def parameters_of(function: Callable[..., Any], owner: str) -> list[Parameter]:
+    """The parameters of a function, class, method, partial or instance with `__call__`.
+
+    Raises:
+        ConfigurationError: When one takes any number of arguments, or its hint cannot be resolved.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError, NameError) as error:
+        raise ConfigurationError(f"{owner}: its parameters cannot be read: {error}.") from None
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    return [_parameter(function, p, owner) for p in signature.parameters.values() if p.name not in bound]
+
+
+def _parameter(function: Callable[..., Any], parameter: inspect.Parameter, owner: str) -> Parameter:
+    if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+        stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+        raise ConfigurationError(
+            f"{owner}: '{stars}{parameter.name}' would get nothing: payload keys never become arguments. "
+            "Name each parameter; for the whole payload write 'payload: dict'."
+        )
+    hint = _resolve(function, parameter, owner)
+    return Parameter(parameter.name, hint, parameter.default, parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def _resolve(function: Callable[..., Any], parameter: inspect.Parameter, owner: str) -> Any:
+    """The hint, with the texts in it evaluated, at whatever depth they are."""
+    if parameter.annotation is MISSING:
+        return MISSING
+    holder: Any = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    plain = _plain_function(function)
+    module: Mapping[str, Any] = getattr(plain, "__globals__", {})
+    try:
+        hints = typing.get_type_hints(holder, dict(module), _local_names(plain), include_extras=True)
+    except Exception as error:  # noqa: BLE001  whatever evaluating a text raises
+        text = parameter.annotation if isinstance(parameter.annotation, str) else show(parameter.annotation)
+        raise ConfigurationError(
+            f"{owner}: the hint {text!r} of {parameter.name!r} cannot be resolved: {error}. "
+            f"Import or define it in the module of {owner}, not under 'if TYPE_CHECKING'."
+        ) from None
+    return hints[parameter.name]
+
+
+def _plain_function(function: Any) -> Any:
+    """The function whose hints `inspect.signature` reads."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, type):
+        cls: Any = function
+        function = cls.__init__ if inspect.isfunction(cls.__init__) else cls.__new__
+    elif not inspect.isroutine(function):
+        function = type(function).__call__
+    return inspect.unwrap(getattr(function, "__func__", function))
+
+
+def _local_names(function: Any) -> dict[str, Any]:
+    """The names around a function that was defined in another one which still runs, and those it closes over.
+
+    With `from __future__ import annotations` a hint is a text, and a class that is local to a test, say, is found
+    nowhere else.
+    """
+    code: types.CodeType | None = getattr(function, "__code__", None)
+    names: dict[str, Any] = {parameter.__name__: parameter for parameter in getattr(function, "__type_params__", ())}
+    if code is None or "<locals>" not in code.co_qualname:
+        return names
+    frame = sys._getframe()  # as typing and pydantic do
+    while frame := frame.f_back:  # type: ignore[assignment]  # ends with None
+        around = frame.f_code
+        if around.co_filename == code.co_filename and code.co_qualname.startswith(f"{around.co_qualname}.<locals>."):
+            names = {**frame.f_locals, **names}
+    return {**names, **inspect.getclosurevars(function).nonlocals}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How something is to be called."""
+
+    is_async: bool
+    is_context: bool
+    """Whether it has a `yield`."""
+    function: Callable[..., Any]
+    """What to call; it gives a context manager where it has a `yield`."""
+
+
+def kind_of(function: Callable[..., Any]) -> Kind:
+    """Look through partials and decorators (as far as they use `functools.wraps`) at what is called in the end."""
+    outer: Any = function
+    while isinstance(outer, functools.partial):
+        outer = outer.func
+    if isinstance(outer, type):
+        return Kind(False, False, function)
+    outer = outer if inspect.isroutine(outer) else type(outer).__call__
+    inner = inspect.unwrap(outer)
+    # `@contextmanager` is not needed on a dependency, but does no harm.
+    is_manager = getattr(outer, "__globals__", {}).get("__name__") == "contextlib"
+    if inspect.isasyncgenfunction(inner):
+        return Kind(True, True, function if is_manager else asynccontextmanager(function))
+    if inspect.isgeneratorfunction(inner):
+        return Kind(False, True, function if is_manager else contextmanager(function))
+    return Kind(inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(outer), False, function)
+
+
+def identity(function: Callable[..., Any]) -> Hashable:
+    """What tells dependencies apart: bound methods of one object are equal, things that cannot be hashed are not."""
+    try:
+        hash(function)
+    except TypeError:
+        return id(function)
+    return function

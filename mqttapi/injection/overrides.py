@@ -1,0 +1,81 @@
+"""A signature with other dependencies put in: for `app.dependency_overrides`, and for resources made per attempt."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mqttapi.errors import ConfigurationError
+from mqttapi.injection.functions import called, identity
+from mqttapi.injection.params import Depends
+from mqttapi.injection.signature import Analysis, check_payloads
+from mqttapi.injection.sources import Call, Dependency, Resource, Signature, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["override"]
+
+
+def override(signature: Signature, overrides: Mapping[Any, Any]) -> Signature:
+    """Put in what `overrides` has for a dependency, or for the type of a resource, wherever `signature` has it.
+
+    For a type, what is neither a function nor a class nor `Depends(...)` is taken for the resource itself: it stays a
+    resource here.
+
+    Raises:
+        ConfigurationError: When an override cannot be called, or leads back to what it replaces.
+    """
+    if not overrides:
+        return signature
+    replacing = _Replacing(Analysis(signature.template, signature.resources, signature.handler.original), overrides)
+    overridden = replace(
+        signature,
+        dependencies=tuple(replacing.dependency(dependency) for dependency in signature.dependencies),
+        handler=replacing.call(signature.handler),
+    )
+    check_payloads(overridden)
+    return overridden
+
+
+class _Replacing:
+    def __init__(self, analysis: Analysis, overrides: Mapping[Any, Any]) -> None:
+        self._analysis = analysis
+        self._overrides = {identity(key): value for key, value in overrides.items()}
+        self._chain: list[Call] = []
+
+    def source(self, source: Source) -> Source:
+        if isinstance(source, Dependency):
+            return self.dependency(source)
+        if isinstance(source, Resource) and _is_factory(self._overrides.get(identity(source.type))):
+            return self._replaced(source.type, use_cache=True)
+        return source
+
+    def dependency(self, dependency: Dependency) -> Dependency:
+        if identity(dependency.call.original) in self._overrides:
+            return self._replaced(dependency.call.original, use_cache=dependency.use_cache)
+        return Dependency(self.call(dependency.call), dependency.use_cache)
+
+    def _replaced(self, original: Any, *, use_cache: bool) -> Dependency:
+        value = self._overrides[identity(original)]
+        marker: Depends = value if isinstance(value, Depends) else Depends(value, use_cache=use_cache)
+        where = f"the override of {called(original)[:-2]}"
+        if marker.dependency is None:
+            raise ConfigurationError(f"{where} is {value!r}, which gives nothing. Give a function or a class.")
+        dependency = self._analysis.dependency(marker, where)
+        return Dependency(self.call(dependency.call), dependency.use_cache)
+
+    def call(self, call: Call) -> Call:
+        if call in self._chain:
+            chain = " → ".join(link.name for link in (*self._chain, call))
+            raise ConfigurationError(f"dependency cycle: {chain}. An override must not need what it replaces.")
+        self._chain.append(call)
+        arguments = tuple((parameter, self.source(source)) for parameter, source in call.arguments)
+        self._chain.pop()
+        return replace(call, arguments=arguments)
+
+
+def _is_factory(value: object) -> bool:
+    return isinstance(value, Depends | type | functools.partial) or inspect.isroutine(value)
