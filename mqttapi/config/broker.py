@@ -189,7 +189,7 @@ def _port(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]+", text):
         # Not shown: in `mqtt://user:password` without a host this is the password.
         raise ValueError(f"port must be 1-65535, and is not a number (the form is {_FORM})")
-    if not 1 <= int(text[:9]) <= 65535:
+    if len(text) > 5 or not 1 <= int(text) <= 65535:
         raise ValueError(f"port must be 1-65535, got {text[:20]!r}")
     return int(text)
 

@@ -192,7 +192,7 @@ class Settings(BaseSettings):
         _check_keywords(values, type(self).model_fields)
         values["env_file"] = file = _env_file(values.get("env_file"))
         for name, other in _ALTERNATIVES:
-            if other not in values and (name in values or (_given(name) and not _given(other))):
+            if other not in values and (values.get(name) is not None or (_given(name) and not _given(other))):
                 values[other] = None
         given = {_alias(name, type(self).model_fields[name]): value for name, value in values.items()}
         try:

@@ -90,6 +90,7 @@ class TestErrors:
         ("url", "expected"),
         [
             ("mqtt://h:99999", "port must be 1-65535, got '99999' (MQTT_URL)"),
+            ("mqtt://h:00000000199999", "port must be 1-65535, got '00000000199999' (MQTT_URL)"),
             ("mqtt://h:0", "port must be 1-65535, got '0' (MQTT_URL)"),
             ("mqtt://h:-1", "port must be 1-65535, got '-1' (MQTT_URL)"),
             (

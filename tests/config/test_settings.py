@@ -65,6 +65,7 @@ class TestSources:
         monkeypatch.setenv("MQTT_URL", "mqtt://environment")
         assert Settings().url is not None
         assert Settings(broker="keyword").url is None
+        assert Settings(broker=None).url is not None
 
     def test_a_nearer_password_hides_a_password_file_further_away(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch
