@@ -1,6 +1,6 @@
 """Topics: their grammar, templates with named parts, and the tree that finds the filters a topic matches."""
 
-from mqttapi.topics.converters import Constraint, Converter, converters, register_converter
+from mqttapi.topics.converters import Constraint, Converter, register_converter
 from mqttapi.topics.grammar import (
     covers,
     join,
@@ -21,7 +21,6 @@ __all__ = [
     "TopicCache",
     "TopicTemplate",
     "TopicTree",
-    "converters",
     "covers",
     "join",
     "matches",

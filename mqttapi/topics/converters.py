@@ -21,7 +21,7 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 from mqttapi.errors import InvalidTemplate
 from mqttapi.topics.grammar import quote
 
-__all__ = ["Constraint", "Converter", "converters", "register_converter"]
+__all__ = ["Constraint", "Converter", "known_converters", "pattern_or_choices", "register_converter"]
 
 Accepts: TypeAlias = Callable[[str], bool]
 Constraint: TypeAlias = str | re.Pattern[str] | Collection[str] | builtins.type[Enum]
@@ -134,5 +134,5 @@ _BUILT_IN: Final = (
 )
 _registered: dict[str, Converter] = {converter.name: converter for converter in _BUILT_IN}
 
-converters: Final[Mapping[str, Converter]] = MappingProxyType(_registered)
+known_converters: Final[Mapping[str, Converter]] = MappingProxyType(_registered)
 """The converters that every template knows, by name."""

@@ -174,9 +174,10 @@ def _check_last(text: str, levels: list[Level]) -> None:
             if slot.converter == "path" or slot.optional:
                 what = "a path" if slot.converter == "path" else "an optional parameter"
                 refuse(text, slot.position, f"{what} must be the last level. Move it to the end.")
-    if len(levels) == 1 and any(slot.optional for slot in levels[0].slots):
-        slot = levels[0].slots[0]
-        refuse(text, slot.position, f"without {slot.name!r} nothing is left. Remove the '?', or put a level before it.")
+    for slot in levels[-1].slots:
+        if slot.optional and not "/".join(level.filter for level in levels[:-1]):
+            rule = f"without {slot.name!r} nothing is left. Remove the '?', or put a level before it."
+            refuse(text, slot.position, rule)
 
 
 def _check_names(text: str, levels: list[Level]) -> None:

@@ -11,12 +11,11 @@ from logging import getLogger
 from operator import itemgetter
 from sys import maxsize
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 from uuid import UUID
 
 from mqttapi.errors import InvalidTemplate, InvalidTopic
-from mqttapi.topics.converters import converters as known
-from mqttapi.topics.converters import pattern_or_choices
+from mqttapi.topics.converters import known_converters, pattern_or_choices
 from mqttapi.topics.grammar import quote, unwanted, validate_topic
 from mqttapi.topics.syntax import parse, refuse
 
@@ -94,7 +93,7 @@ class TopicTemplate:
         for name in where:
             if name not in self.names:
                 raise InvalidTemplate(f"where={{{name!r}: ...}}: {self._unknown(name)}")
-        available = {**known, **(converters or {})}
+        available = {**known_converters, **(converters or {})}
         parameters = {slot.name: _parameter(text, slot, available, where.get(slot.name)) for slot in slots}
         self.parameters = MappingProxyType(parameters)
         self.filters = _filters(levels)
@@ -130,54 +129,47 @@ class TopicTemplate:
         through it; that of a `path` may have several levels. Parameters named in `topics` take a whole topic, as it
         came. An optional parameter may be missing or None. Raises `InvalidTopic`.
         """
-        says = f"{source}: " if source else ""
-        self._check_names(params, says)
+        for name in params:
+            if name not in self.parameters:
+                raise InvalidTopic(f"{_says(source)}{self._unknown(name)}")
         levels: list[str] = []
         for level in self._levels:
             if not level.slots:
                 levels.append(level.literals[0])
             elif not (level.slots[0].optional and params.get(level.slots[0].name) is None):
-                levels.append(self._render_level(level, params, says, topics))
+                levels.append(self._fill(level, params, source, topics))
         topic = "/".join(levels)
         if topic.startswith("$") and not self.text.startswith("$"):
-            rule = "a value may not make the first level start with '$', which is the broker's own"
-            raise InvalidTopic(f"{says}{quote(self.text)} would become {quote(topic)}: {rule} [MQTT5 §4.7.2].")
+            rule = "the first level may not start with '$' [MQTT5 §4.7.2]. Start the template with a literal"
+            self._refuse(source, f"would become {quote(topic)}: {rule}")
         validate_topic(topic)
         return topic
 
-    def _check_names(self, params: Mapping[str, object], says: str) -> None:
-        for name in params:
-            if name not in self.parameters:
-                raise InvalidTopic(f"{says}{self._unknown(name)}")
-        missing = [name for name, parameter in self.parameters.items() if not parameter.optional and name not in params]
-        if missing:
-            needs = f"{quote(self.text)} needs a value for {', '.join(map(repr, missing))}"
-            raise InvalidTopic(f"{says}{needs}. Write params={{{missing[0]!r}: ...}}.")
-
-    def _render_level(self, level: Level, params: Mapping[str, object], says: str, topics: Collection[str]) -> str:
+    def _fill(self, level: Level, params: Mapping[str, object], source: str, topics: Collection[str]) -> str:
         texts: list[str] = []
         for slot in level.slots:
+            if slot.name not in params:
+                self._refuse(source, f"needs a value for {slot.name!r}. Write params={{{slot.name!r}: ...}}")
             value, parameter = params[slot.name], self.parameters[slot.name]
             text = _text(value, parameter.type)
             if text is None:
                 kind = "None" if value is None else f"a {type(value).__name__}"
-                rule = "a level is text. Give a str, or what turns into one (int, float, bool, UUID, date, Enum)."
-                raise InvalidTopic(f"{says}{quote(self.text)}: {slot.name} is {kind}, and {rule}")
+                self._refuse(
+                    source, f"cannot hold {slot.name}, which is {kind}. Give a str, a number, a UUID, a date or an Enum"
+                )
             if not (slot.name in topics and level.is_whole):
-                is_path = slot.converter == "path"
-                problem = _problem(text, is_path) or _mismatch(text, parameter)
+                problem = _problem(text, slot.converter == "path") or _mismatch(text, parameter)
                 if problem:
-                    way_out = "levels, none of them empty," if is_path else "one level,"
-                    rule = f"{problem}. Give {way_out} without '+' and '#'."
-                    raise InvalidTopic(f"{says}{quote(self.text)}: {slot.name}={quote(text)} {rule}")
+                    self._refuse(source, f"cannot hold {slot.name}={quote(text)}: it {problem}")
             texts.append(text)
-        rendered = level.fill(texts)
-        if len(texts) > 1 and level.split(rendered) != texts:
-            # Else one value could pass for a part of the next one when the topic is read.
+        filled = level.fill(texts)
+        if len(texts) > 1 and level.split(filled) != texts:
             values = ", ".join(f"{slot.name}={quote(text)}" for slot, text in zip(level.slots, texts, strict=True))
-            rule = "a value holds the literal that ends it"
-            raise InvalidTopic(f"{says}{quote(self.text)}: {values} would read otherwise in {quote(rendered)}: {rule}.")
-        return rendered
+            self._refuse(source, f"cannot hold {values}: {quote(filled)} would be read as other values")
+        return filled
+
+    def _refuse(self, source: str, rule: str) -> NoReturn:
+        raise InvalidTopic(f"{_says(source)}{quote(self.text)} {rule}.")
 
     def _unknown(self, name: str) -> str:
         near = get_close_matches(name, self.names, 1)
@@ -186,6 +178,10 @@ class TopicTemplate:
 
     def __repr__(self) -> str:
         return f"TopicTemplate({self.text!r})"
+
+
+def _says(source: str) -> str:
+    return f"{source}: " if source else ""
 
 
 def _parameter(
@@ -227,29 +223,28 @@ def _check_choices(allowed: frozenset[str], converter: Converter, label: str) ->
         if problem is None and converter.accepts is not None and not converter.accepts(choice):
             problem = f"does not fit the converter {converter.name!r}"
         if problem:
-            raise InvalidTemplate(f"{label}: {quote(choice)} {problem}, so no topic would match it. Remove it.")
+            raise InvalidTemplate(f"{label}: {quote(choice)} never matches: it {problem}. Remove it.")
 
 
 def _problem(text: str, is_path: bool) -> str | None:
     """Why `text` is no level, or no path, of a topic; None: it is one."""
     if not text:
-        return "would leave its level empty"
-    if "/" in text:
-        if not is_path:
-            return "would add a level: it holds '/'"
-        if "" in text.split("/"):
-            return "holds an empty level"
+        return "is empty, and a level with a parameter is not"
+    if "/" in text and not is_path:
+        return "would add a level, and a parameter fills one"
+    if "" in text.split("/"):
+        return "holds an empty level, and a path has none"
     for wildcard in "+#":
         if wildcard in text:
-            return f"holds the wildcard {wildcard!r}"
+            return f"holds the wildcard {wildcard!r}, and a topic has none [MQTT-3.3.2-2]"
     found = unwanted(text)
-    return f"is not valid: {found[1]}" if found else None
+    return f"holds what no topic may: {found[1]}" if found else None
 
 
 def _mismatch(text: str, parameter: TemplateParameter) -> str | None:
     if parameter.accepts is None or parameter.accepts(text):
         return None
-    return f"does not fit its converter ({parameter.converter}) or where="
+    return f"does not fit the converter {parameter.converter!r}, or where="
 
 
 def _text(value: object, expected: type[object]) -> str | None:
