@@ -1,0 +1,3 @@
+from mqttapi.cli import main
+
+main()

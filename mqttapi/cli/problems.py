@@ -1,0 +1,107 @@
+"""What a failed command says, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import re
+import site
+import sys
+import sysconfig
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from mqttapi.errors import ConfigurationError, MQTTAPIError
+
+__all__ = ["FAILED", "TAKEN_OVER", "WRONG", "TargetError", "Verbosity", "redacted", "report", "tell", "user_traceback"]
+
+FAILED: Final = 1
+WRONG: Final = 2
+TAKEN_OVER: Final = 3
+
+_PACKAGE = str(Path(__file__).parent.parent)
+_INSTALLED = tuple(
+    {_PACKAGE, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), site.getusersitepackages()}
+)
+
+
+@dataclass(slots=True)
+class Verbosity:
+    """Set by `--debug`; shared by all levels of the command line."""
+
+    debug: bool = False
+
+
+class TargetError(ConfigurationError):
+    """Raised when `module:app` does not lead to an App. Its cause is what the user's own code raised, if it did."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"cannot load {target!r}: {reason}")
+        self.reason = reason
+
+
+def report(error: Exception, verbosity: Verbosity) -> int:
+    """Tell the user on stderr, and return the exit code."""
+    if verbosity.debug:
+        _show("".join(traceback.format_exception(error)))
+    match error:
+        case typer.TyperException():
+            if said := error.format_message():  # nothing, where the help was the answer
+                tell(said)
+            return error.exit_code
+        case TargetError(__cause__=BaseException() as cause):
+            if not verbosity.debug:
+                _show(user_traceback(cause))
+            tell(str(error))
+            return WRONG
+        case MQTTAPIError():
+            tell(str(error))
+            return WRONG if isinstance(error, ConfigurationError) else FAILED
+        case _:
+            if not verbosity.debug:
+                _show(user_traceback(error))
+            tell(f"failed with {type(error).__name__}; --debug shows the whole traceback")
+            return FAILED
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback without the frames of MQTTAPI, the standard library and installed packages.
+
+    A ConfigurationError is one line with the place in the user's code that led to it.
+    """
+    described = traceback.TracebackException.from_exception(error)
+    _keep_user_frames(described, set())
+    if isinstance(error, ConfigurationError):
+        place = f"{described.stack[-1].filename}:{described.stack[-1].lineno}: " if described.stack else ""
+        return f"{place}{error}"
+    return "".join(described.format())
+
+
+def _keep_user_frames(described: traceback.TracebackException, seen: set[int]) -> None:
+    if id(described) in seen:
+        return
+    seen.add(id(described))
+    described.stack[:] = [frame for frame in described.stack if _is_users(frame.filename)]
+    for linked in (described.__cause__, described.__context__, *(described.exceptions or ())):
+        if linked is not None:
+            _keep_user_frames(linked, seen)
+
+
+def _is_users(filename: str) -> bool:
+    return not filename.startswith(("<frozen ", *(f"{directory}/" for directory in _INSTALLED)))
+
+
+def redacted(text: str) -> str:
+    """`text` without what stands between `://` and `@`: the user and password of a URL."""
+    return re.sub(r"://\S*@", "://***@", text)
+
+
+def _show(trace: str) -> None:
+    print(redacted(trace.rstrip()), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Say something to the user: on stderr, as stdout is for results."""
+    print(redacted(f"mqttapi: {text}"), file=sys.stderr, flush=True)

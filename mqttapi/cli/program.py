@@ -1,0 +1,45 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mqttapi.cli.dev import dev
+from mqttapi.cli.messages import pub, sub
+from mqttapi.cli.options import Debug
+from mqttapi.cli.routes import routes
+from mqttapi.cli.run import run
+
+__all__ = ["program"]
+
+program = typer.Typer(
+    name="mqttapi",
+    help="Typed handlers for MQTT topics.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from mqttapi._version import __version__
+
+        print(f"mqttapi {__version__}")
+        raise typer.Exit
+
+
+@program.callback()
+def _everywhere(
+    debug: Debug = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.", show_default=False)
+    ] = False,
+) -> None:
+    pass
+
+
+for _command in (run, dev, routes, pub, sub):
+    program.command()(_command)

@@ -1,0 +1,84 @@
+"""`mqttapi routes`: what an app listens to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mqttapi.cli.options import AppDir, Debug, Factory, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mqttapi.routing import Route
+
+__all__ = ["routes"]
+
+_COLUMNS = ("name", "template", "filter", "qos", "group", "workers", "handler", "middleware")
+
+
+def routes(
+    target: Target = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+    app_dir: AppDir = Path(),
+    factory: Factory = False,
+    debug: Debug = False,
+) -> None:
+    """Show the routes of an app, without connecting."""
+    from mqttapi.cli.target import load
+    from mqttapi.config import Settings
+
+    app = load(target, app_dir=app_dir, factory=factory)
+    group = (app.settings or Settings()).group_name or app.name
+    rows = [_described(route, group) for route in app.routes]
+    if as_json:
+        import json
+
+        print(json.dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+
+
+def _described(route: Route, group: str) -> dict[str, Any]:
+    around = [middleware for scope in route.scopes for middleware in scope.scope_middleware]
+    return {
+        "name": route.name,
+        "template": route.template.text,
+        "filter": list(route.filters(group)),
+        "qos": route.qos,
+        "group": route.group(group),
+        "workers": route.workers,
+        "handler": _qualified(route.handler),
+        "source": route.source,
+        "middleware": [_qualified(middleware) for middleware in (*around, *route.middleware)],
+        "description": route.description,
+        "tags": list(route.options.tags),
+    }
+
+
+def _qualified(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row[column])) for column in _COLUMNS))
+    console = Console()
+    # What is not a terminal has no width: nothing is to be wrapped for it.
+    console.print(table, soft_wrap=False, width=None if console.is_terminal else 1000, crop=False)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return "\n".join(map(str, value)) or "-" if isinstance(value, list) else str(value)

@@ -1,0 +1,88 @@
+"""`mqttapi run`: serve an app."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mqttapi.cli.options import AppDir, BrokerUrl, Debug, EnvFile, Factory, Target
+from mqttapi.errors import ConfigurationError
+
+__all__ = ["LogFormat", "LogLevel", "run", "use_settings"]
+
+LogFormat = Annotated[
+    Literal["plain", "json"] | None, typer.Option(case_sensitive=False, help="Text, or one JSON object per line.")
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error", "critical"] | None,
+    typer.Option(case_sensitive=False, help="The least level that is logged.", show_default="info"),
+]
+
+
+def run(
+    target: Target = None,
+    broker: BrokerUrl = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start again when a file changes; the session ends with each connection.")
+    ] = False,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    app_dir: AppDir = Path(),
+    factory: Factory = False,
+    env_file: EnvFile = None,
+    instance: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Tells the replicas of an app apart.", show_default="the host's name"),
+    ] = None,
+    transient: Annotated[bool, typer.Option("--transient", hidden=True)] = False,
+    debug: Debug = False,
+) -> None:
+    """Serve an app until Ctrl-C or SIGTERM, which drain it."""
+    if reload:
+        raise typer.Exit(_reloading(app_dir))
+    use_settings(env_file=env_file, log_level=log_level, log_format=log_format, instance=instance)
+
+    from mqttapi import logs
+    from mqttapi.cli.target import load
+    from mqttapi.config import Session, Settings
+
+    settings = Settings()
+    logs.configure(settings.log_level, settings.log_format)
+    app = load(target, app_dir=app_dir, factory=factory)
+    if transient:
+        app.session = Session.transient()
+    app.run(broker=broker)
+
+
+def use_settings(
+    *,
+    env_file: Path | None = None,
+    log_level: str | None = None,
+    log_format: str | None = None,
+    instance: str | None = None,
+) -> None:
+    """Make what was given the settings of this process.
+
+    Through the environment, so that whoever asks for settings, the user's code and child processes included, gets the
+    same ones.
+    """
+    given = {
+        "MQTTAPI_ENV_FILE": env_file and env_file.resolve(),
+        "MQTTAPI_LOG_LEVEL": log_level,
+        "MQTTAPI_LOG_FORMAT": log_format,
+        "MQTT_INSTANCE": instance,
+    }
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+
+
+def _reloading(app_dir: Path) -> int:
+    from mqttapi.cli.reload import HOW_TO_INSTALL, can_watch, supervise
+
+    if not can_watch():
+        raise ConfigurationError(HOW_TO_INSTALL)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
+    return supervise([*arguments, "--transient"], watch=app_dir)

@@ -1,0 +1,163 @@
+"""From `module:app` to an App: which part failed, and how to mend it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import InProcess
+
+APP = """\
+from mqttapi import App
+
+app = App("plant")
+
+def make():
+    return App("made")
+
+def make_nothing():
+    return None
+
+def make_trouble():
+    raise RuntimeError("no luck")
+
+class Holder:
+    inner = App("inner")
+
+@app.topic("a/<id>")
+async def handler(id: str) -> None: ...
+"""
+
+
+def _error(in_process: InProcess, *arguments: str) -> list[str]:
+    code, out, lines = in_process("routes", *arguments)
+    assert (code, out) == (2, "")
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nosuch:app"], "mqttapi: cannot load 'nosuch:app': there is no module 'nosuch' in DIR"),
+        (["mian:app"], "mqttapi: cannot load 'mian:app': there is no module 'mian' in DIR; did you mean 'main'?"),
+        (["main.x:app"], "mqttapi: cannot load 'main.x:app': there is no module 'main.x' in DIR"),
+        (["main:ap"], "mqttapi: cannot load 'main:ap': 'main' has no 'ap'; did you mean 'main:app'?"),
+        (["main:app.x"], "mqttapi: cannot load 'main:app.x': 'main' has no 'app.x'; did you mean 'main:app'?"),
+        (
+            ["other:app"],
+            "mqttapi: cannot load 'other:app': 'other' has no 'app', and no App under another name",
+        ),
+        (
+            ["main:make"],
+            "mqttapi: cannot load 'main:make': it is function, not a mqttapi.App; if it makes the App, add --factory",
+        ),
+        (["other:things"], "mqttapi: cannot load 'other:things': it is list, not a mqttapi.App"),
+        (
+            ["main:app", "--factory"],
+            "mqttapi: cannot load 'main:app': it is an App already: leave --factory out",
+        ),
+        (
+            ["main:make_nothing", "--factory"],
+            "mqttapi: cannot load 'main:make_nothing': the factory returned NoneType, not a mqttapi.App",
+        ),
+        (
+            ["other:things", "--factory"],
+            "mqttapi: cannot load 'other:things': --factory needs a function that makes the App, not list",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_target_is_one_line(in_process: InProcess, arguments: list[str], line: str) -> None:
+    in_process.write("main.py", APP)
+    in_process.write("other.py", "things = []\n")
+    assert _error(in_process, *arguments) == [line]
+
+
+def test_without_a_target_it_says_what_it_tried(in_process: InProcess) -> None:
+    in_process.write("main.py", "api = 1\n")
+    assert _error(in_process) == [
+        (
+            "mqttapi: no app found; tried main:app ('main' has no 'app', and no App under another name) and app:app "
+            "(there is no module 'app' in DIR); name yours: mqttapi run module:app"
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", ["main", "app"])
+def test_without_a_target_main_and_app_are_tried(in_process: InProcess, name: str) -> None:
+    in_process.write(f"{name}.py", APP)
+    assert "a/<id>" in in_process("routes")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [(["main:app"], 1), (["main:make", "--factory"], 0), (["main:Holder.inner"], 0), (["--app-dir", "src"], 1)],
+)
+def test_what_leads_to_an_app(in_process: InProcess, arguments: list[str], found: int) -> None:
+    in_process.write("main.py", APP)
+    in_process.write("src/main.py", APP)
+    code, out, _ = in_process("routes", *arguments, "--json")
+    assert code == 0
+    assert len(json.loads(out)) == found
+
+
+def test_an_error_in_the_module_shows_the_users_frames_only(in_process: InProcess) -> None:
+    in_process.write("main.py", "import json\nfrom helper import value\n")
+    in_process.write("helper.py", "import json\nvalue = json.loads('{')\n")
+    lines = _error(in_process, "main:app")
+    assert [line.strip() for line in lines if line.strip().startswith("File ")] == [
+        'File "DIR/main.py", line 2, in <module>',
+        'File "DIR/helper.py", line 2, in <module>',
+    ]
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "mqttapi: cannot load 'main:app': importing 'main' raised JSONDecodeError"
+
+
+def test_debug_shows_all_frames(in_process: InProcess) -> None:
+    in_process.write("main.py", "import json\nvalue = json.loads('{')\n")
+    said = "\n".join(_error(in_process, "main:app", "--debug"))
+    assert "/json/" in said
+    assert "cli/target.py" in said
+
+
+def test_a_module_that_the_users_module_misses_is_not_mistaken_for_the_target(in_process: InProcess) -> None:
+    in_process.write("main.py", "import nosuch\n")
+    lines = _error(in_process, "main:app")
+    assert '  File "DIR/main.py", line 1, in <module>' in lines
+    assert lines[-1] == "mqttapi: cannot load 'main:app': 'main' imports 'nosuch', which is not there"
+
+
+def test_an_error_in_main_is_not_hidden_by_trying_app(in_process: InProcess) -> None:
+    in_process.write("main.py", "1/0\n")
+    in_process.write("app.py", APP)
+    assert _error(in_process)[-1] == "mqttapi: cannot load 'main:app': importing 'main' raised ZeroDivisionError"
+
+
+def test_a_syntax_error_shows_its_place(in_process: InProcess) -> None:
+    in_process.write("main.py", "x = (\n")
+    lines = _error(in_process, "main:app")
+    assert '  File "DIR/main.py", line 1' in lines
+    assert lines[-1] == "mqttapi: cannot load 'main:app': importing 'main' raised SyntaxError"
+    assert not any("importlib" in line for line in lines)
+
+
+def test_an_error_in_the_factory_shows_the_users_frames_only(in_process: InProcess) -> None:
+    in_process.write("main.py", APP)
+    lines = _error(in_process, "main:make_trouble", "--factory")
+    assert [line for line in lines if line.startswith("  File ")] == ['  File "DIR/main.py", line 12, in make_trouble']
+    assert lines[-2:] == [
+        "RuntimeError: no luck",
+        "mqttapi: cannot load 'main:make_trouble': calling the factory raised RuntimeError",
+    ]
+
+
+def test_a_wrong_registration_is_told_with_its_place_and_without_a_traceback(in_process: InProcess) -> None:
+    in_process.write(
+        "main.py", 'from mqttapi import App\n\napp = App("plant")\n\n\n@app.topic("a/#/b")\ndef f(): ...\n'
+    )
+    lines = _error(in_process, "main:app")
+    assert lines[0].startswith("DIR/main.py:6: ")
+    assert "a/#/b" in lines[0]
+    assert "Traceback" not in "\n".join(lines)
