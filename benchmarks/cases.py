@@ -52,14 +52,14 @@ CONSUME = (
         title="libmosquitto, in C",
         program="peers/consume_libmosquitto.c",
         environment=LIBMOSQUITTO,
-        work="bare callback; acknowledged before it",
+        work="bare callback, MQTT 3.1.1; acknowledged before it",
     ),
     Case(
         name="gmqtt",
         title="gmqtt",
         program="peers/consume_gmqtt.py",
         environment=GMQTT,
-        work="bare callback; acknowledged after it",
+        work="bare callback; acknowledged before it",
     ),
     Case(
         name="paho",

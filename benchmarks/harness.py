@@ -41,10 +41,14 @@ def find_python(least: tuple[int, int]) -> str:
         return sys.executable
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for minor in range(least[1], least[1] + 4):
-        if found := shutil.which(f"python3.{minor}"):
-            return found
-        if installed := sorted(versions.glob(f"3.{minor}.*/bin/python3")):
-            return str(installed[-1])
+        candidates = [
+            shutil.which(f"python3.{minor}"),
+            *sorted(versions.glob(f"3.{minor}.*/bin/python3"), reverse=True),
+        ]
+        for candidate in candidates:
+            # A shim on the PATH may stand for a version that is not switched on.
+            if candidate and not subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode:
+                return str(candidate)
     raise Absent(f"needs Python {least[0]}.{least[1]}")
 
 

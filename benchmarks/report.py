@@ -48,8 +48,9 @@ def _comparison(rows: Sequence[Row]) -> str:
 
 
 def _matcher(rows: Sequence[Row]) -> str:
-    body = [[f"{row['routes']:,}", _number(row["known_us"]), _number(row["new_us"])] for row in rows]
-    return table(["routes", "known topic, µs", "new topic, µs"], body)
+    names = ("known_us", "new_us", "spread_us")
+    body = [[f"{row['routes']:,}", *(_number(row[name]) for name in names)] for row in rows]
+    return table(["routes", "known topic, µs", "new topic of ten routes, µs", "new topic of any route, µs"], body)
 
 
 def _latency(rows: Sequence[Row]) -> str:

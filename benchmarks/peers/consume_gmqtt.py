@@ -1,4 +1,4 @@
-"""gmqtt's bare callback: no routing, no decoding. It acknowledges when the callback has returned."""
+"""gmqtt's bare callback: no routing, no decoding. It acknowledges before it calls (its default)."""
 
 import asyncio
 from typing import Any
