@@ -137,7 +137,7 @@ class Ledger:
         self._ordered = ordered
         self._mqtt5 = True
         self._queues: tuple[_Queue, _Queue] = ({}, {})  # of QoS 1 and of QoS 2
-        self._completed: tuple[list[int], list[int]] = ([], [])  # packet ids, filled only when not ordered
+        self._completed: tuple[list[Entry], list[Entry]] = ([], [])  # filled only when not ordered
         self._pubcomp = bytearray()
         self._awaiting_release: dict[int, int] = {}  # packet id to a hash of the message
         self._former: dict[tuple[int, int], Entry] = {}  # (QoS, packet id) of former connections: the join map
@@ -165,7 +165,7 @@ class Ledger:
         if state == _RUNNING:
             entry.state = _ENDED
             if not self._ordered:
-                self._completed[entry.qos - 1].append(entry.packet_id)
+                self._completed[entry.qos - 1].append(entry)
         elif state == _LOOSE_RUNNING:
             entry.state = _LOOSE_ENDED
             self._forget(entry)
@@ -264,7 +264,7 @@ class Ledger:
         self.held += 1
         self.held_bytes += entry.size
         if not self._ordered:
-            self._completed[entry.qos - 1].append(entry.packet_id)
+            self._completed[entry.qos - 1].append(entry)
 
     def _loosen(self, entry: Entry) -> None:
         """An entry is owed no acknowledgement any more."""
@@ -300,12 +300,11 @@ class Ledger:
                 del queue[entry.packet_id]
         else:
             completed = self._completed[qos - 1]
-            for packet_id in completed:
-                done = queue.get(packet_id)
-                if done is not None and done.state == _ENDED:  # else another message has taken the id over
-                    popped.append(done)
-                    size += done.size
-                    del queue[packet_id]
+            for entry in completed:
+                if queue.get(entry.packet_id) is entry:  # else another message has taken the id over
+                    popped.append(entry)
+                    size += entry.size
+                    del queue[entry.packet_id]
             completed.clear()
         self.held -= len(popped)
         self.held_bytes -= size
