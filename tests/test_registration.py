@@ -30,8 +30,10 @@ def said(options: dict[str, Any], template: str = "a/<x>") -> str:
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     (
         {"workers": 3},
-        "workers=3 without shared: every worker would get every message. "
-        "Add shared=True (or shared='group') so that the workers share them, or leave workers out.",
+        (
+            "workers=3 without shared: every worker would get every message. "
+            "Add shared=True (or shared='group') so that the workers share them, or leave workers out."
+        ),
     ),
     ({"workers": 0, "shared": True}, "workers must be a whole number from 1 to 1,000, got 0"),
     ({"workers": True, "shared": True}, "workers must be a whole number from 1 to 1,000, got True"),
@@ -79,7 +81,9 @@ def test_an_invalid_filter_shows_where() -> None:
 
 
 def test_a_constraint_on_an_unknown_parameter_is_refused() -> None:
-    assert said({"where": {"y": "[a-z]+"}}).startswith("handler() on 'a/<x>': where={'y': ...}: 'a/<x>' has no parameter 'y'")
+    assert said({"where": {"y": "[a-z]+"}}).startswith(
+        "handler() on 'a/<x>': where={'y': ...}: 'a/<x>' has no parameter 'y'"
+    )
 
 
 def test_an_explicit_name_is_unique_and_both_places_are_named() -> None:
