@@ -239,11 +239,7 @@ class Publisher:
         return self.outgoing.submit(publish, reserved=reserved)
 
 
-@lru_cache(maxsize=4096)  # applications publish to the same topics again and again
-def _check_topic(topic: str) -> None:
-    if not isinstance(topic, str):
-        raise InvalidTopic(f"a topic is a str, not {type(topic).__name__}: {topic!r}")
-    validate_topic(topic)
+_check_topic = lru_cache(maxsize=4096)(validate_topic)  # applications publish to the same topics again and again
 
 
 @lru_cache(maxsize=1024)
