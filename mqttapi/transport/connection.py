@@ -169,7 +169,7 @@ class Connection(aiomqtt.Client):
             raise
 
     def _give_up(self, reason: str) -> None:
-        if not self._connack.cancel():
+        if not self._connack.cancel() and not self._connack.cancelled():
             self._connack.exception()  # seen
         self._lost(reason, by_us=True)
 
@@ -207,12 +207,16 @@ class Connection(aiomqtt.Client):
                 self._refuse(self._closed_early())
                 return
             head += data
+            if head[0] != _CONNACK:
+                head += self.read(7) or b""
+                break
         self._loop.remove_reader(self._fileno)
         self._handle_connack(head)
 
     def _closed_early(self) -> Exception:
         where = self.options.where
-        if isinstance(self._error, ssl.SSLError):  # with TLS 1.3 the server judges our certificate this late
+        if isinstance(self._error, ssl.SSLError) and not isinstance(self._error, ssl.SSLEOFError):
+            # With TLS 1.3 the server judges our certificate this late.
             return ConnectionRefused(f"TLS: {where} refuses us: {self._error.reason}; does it want a certificate?")
         text = f"{where} closed the connection before its CONNACK{self._why}"
         return NotConnected(text, closed_before_connack=True)
@@ -376,8 +380,9 @@ class Connection(aiomqtt.Client):
         except _WOULD_BLOCK:
             return 0
         except (OSError, AttributeError) as error:
-            self._lost(f"writing failed: {error}")
-            return len(data)
+            if self._connack.done():
+                self._lost(f"writing failed: {error}")
+            return len(data)  # before the CONNACK the reader finds out more
         return sent
 
     def _write_when_possible(self) -> None:
