@@ -21,10 +21,9 @@ FAILED: Final = 1
 WRONG: Final = 2
 TAKEN_OVER: Final = 3
 
-_PACKAGE = str(Path(__file__).parent.parent)
-_INSTALLED = tuple(
-    {_PACKAGE, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), site.getusersitepackages()}
-)
+_PACKAGE: Final = str(Path(__file__).parent.parent)
+_STANDARD_LIBRARY: Final = sysconfig.get_path("stdlib")
+_INSTALLED: Final = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages())
 
 
 @dataclass(slots=True)
@@ -67,7 +66,7 @@ def report(error: Exception, verbosity: Verbosity) -> int:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback without the frames of MQTTAPI, the standard library and installed packages.
+    """The traceback without the frames of MQTTAPI, the standard library and, where others are left, of packages.
 
     A ConfigurationError is one line with the place in the user's code that led to it.
     """
@@ -83,14 +82,23 @@ def _keep_user_frames(described: traceback.TracebackException, seen: set[int]) -
     if id(described) in seen:
         return
     seen.add(id(described))
-    described.stack[:] = [frame for frame in described.stack if _is_users(frame.filename)]
+    relevant = [frame for frame in described.stack if not _is_machinery(frame.filename)]
+    # An app that is itself installed has only frames there.
+    described.stack[:] = [frame for frame in relevant if not _within(frame.filename, *_INSTALLED)] or relevant
     for linked in (described.__cause__, described.__context__, *(described.exceptions or ())):
         if linked is not None:
             _keep_user_frames(linked, seen)
 
 
-def _is_users(filename: str) -> bool:
-    return not filename.startswith(("<frozen ", *(f"{directory}/" for directory in _INSTALLED)))
+def _is_machinery(filename: str) -> bool:
+    """MQTTAPI, the standard library, and what is no file: frozen or compiled code."""
+    if _within(filename, _PACKAGE) or not Path(filename).is_absolute():
+        return True
+    return _within(filename, _STANDARD_LIBRARY) and not _within(filename, *_INSTALLED)
+
+
+def _within(filename: str, *directories: str) -> bool:
+    return any(filename.startswith(f"{directory}/") for directory in directories)
 
 
 def redacted(text: str) -> str:

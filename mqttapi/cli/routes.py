@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,12 +74,11 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(row[column])) for column in _COLUMNS))
-    console = Console()
     # What is not a terminal has no width: nothing is to be wrapped for it.
-    console.print(table, soft_wrap=False, width=None if console.is_terminal else 1000, crop=False)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return "\n".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)

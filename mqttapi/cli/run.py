@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from mqttapi.cli.options import AppDir, BrokerUrl, Debug, EnvFile, Factory, Target
+from mqttapi.cli.problems import tell
 from mqttapi.errors import ConfigurationError
 
 __all__ = ["LogFormat", "LogLevel", "run", "use_settings"]
@@ -84,5 +85,6 @@ def _reloading(app_dir: Path) -> int:
 
     if not can_watch():
         raise ConfigurationError(HOW_TO_INSTALL)
+    tell("--reload is for development: what comes while the app restarts is lost to it")
     arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
     return supervise([*arguments, "--transient"], watch=app_dir)

@@ -1,0 +1,82 @@
+"""`mqttapi run --reload`: a fresh interpreter after each change."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.waiting import eventually_sync
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import CommandLine
+    from tests.support.mosquitto import Mosquitto
+
+APP = """\
+import contextlib, os
+from mqttapi import App
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    print(f"version @ up in {os.getpid()}", app.session.persistent, flush=True)
+    yield
+    print(f"version @ down", flush=True)
+
+app = App("plant", lifespan=lifespan)
+"""
+
+
+def _app(number: int) -> str:
+    return APP.replace("@ ", f"{number} ")
+
+
+def test_a_change_drains_the_app_and_starts_the_new_one(mqttapi: CommandLine, shared_mosquitto: Mosquitto) -> None:
+    mqttapi.write("main.py", _app(1))
+    command = mqttapi.start("run", "--reload", "--broker", shared_mosquitto.url)
+    command.wait_for("version 1 up")
+    command.wait_for("connected to")
+    mqttapi.write("main.py", _app(2))
+    command.wait_for("version 2 up")
+    assert "mqttapi: main.py changed" in command.output
+    assert command.output.index("version 1 down") < command.output.index("version 2 up")
+    assert command.output.count("False") == 2  # the session is not kept
+    command.wait_for("connected to", times=2)
+    assert command.stop(signal.SIGINT) == 0
+    assert "version 2 down" in command.output
+
+
+def test_a_syntax_error_is_shown_and_waits_for_the_next_change(
+    mqttapi: CommandLine, shared_mosquitto: Mosquitto
+) -> None:
+    mqttapi.write("main.py", "x = (\n")
+    command = mqttapi.start("run", "--reload", "--broker", shared_mosquitto.url)
+    command.wait_for("waiting for a change")
+    assert "SyntaxError" in command.output
+    mqttapi.write("main.py", _app(3))
+    command.wait_for("version 3 up")
+    command.wait_for("connected to")
+    assert command.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_the_app_does_not_outlive_a_killed_parent(mqttapi: CommandLine, shared_mosquitto: Mosquitto) -> None:
+    mqttapi.write("main.py", _app(1))
+    command = mqttapi.start("run", "--reload", "--broker", shared_mosquitto.url)
+    command.wait_for("connected to")
+    pid = int(command.output.partition("up in ")[2].split()[0])
+    command.process.kill()
+    command.process.wait()
+    eventually_sync(lambda: not _lives(pid), what="the app ends")
+    assert "version 1 down" in command.output
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
