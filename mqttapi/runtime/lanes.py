@@ -2,13 +2,15 @@
 
 Theory of operation. A `Runner` is a route that runs. A `Lane` is one ordering key of a runner; it is *busy* from the
 moment it has a run until it has none. The first run of an idle lane becomes *ready*; those that come while it is busy
-wait in the lane, and one of them becomes ready when the one before has ended: lanes take turns, message by message. Ready runs are taken by long-lived worker tasks, which all runners share. One worker at a time
-*searches*: it takes ready runs and steps their handlers. A handler that never waits is over in that one step, so a
-burst of such messages costs one task, one wake-up and nothing per message. When a handler does wait, its worker waits
-with it, and the search passes to another worker.
+wait in the lane, and one of them becomes ready when the one before has ended: lanes take turns, message by message.
 
-Every run has a copy of the context that the workers started with (`contextvars`): what one handler sets, no other
-message sees.
+Ready runs are taken by long-lived worker tasks, which all runners share. One worker at a time *searches*: it takes
+ready runs and awaits their handlers. A handler that never waits gives no turn to the event loop, so a burst of such
+messages costs one task, one wake-up and nothing per message. That the loop gets its turn while the searching worker is
+in a handler means that the handler waits: then another worker takes over the search, and the first one waits along.
+
+What a handler sets in its context (`contextvars`), no other message sees: a worker whose context is not what it was at
+its start has run its last message.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections import deque
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -25,7 +28,7 @@ from mqttapi.runtime.outcome import DONE, Outcome
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable
+    from collections.abc import Awaitable, Callable, Generator, Hashable
 
     from mqttapi.app import App
     from mqttapi.message import Message
@@ -158,9 +161,12 @@ class Workers:
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._ready: deque[Run] = deque()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = 0
         self._idle: list[asyncio.Future[None]] = []
         self._searching = False
+        self._searcher: asyncio.Task[None]
+        self._current: Run | None = None  # what the searching task runs
         self._waiting: dict[asyncio.Task[None], Run] = {}
         self._overdue: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -189,8 +195,9 @@ class Workers:
         if self._idle:
             self._idle.pop().set_result(None)
         else:
-            name = f"{self._name}.lane-{len(self._tasks)}"
-            self._tasks.append(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
+            self._started += 1
+            name = f"{self._name}.lane-{self._started}"
+            self._tasks.add(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
 
     async def drain(self) -> None:
         """Return when every run has ended."""
@@ -214,93 +221,96 @@ class Workers:
     # -- one worker ---------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        """Take ready runs for ever. Whoever starts or wakes this task has made it the one that searches."""
-        ready, clock, base = self._ready, self._loop.time, self._context
+        """Take ready runs, until a handler leaves its traces in this task's context. Begins as the one that searches."""
+        ready, clock, clean = self._ready, self._loop.time, self._context
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  for type checkers: this is a coroutine of a task
         while True:
+            self._search(task)
             turns, until = 0, clock() + LOOP_TURN
             while ready:
-                run = ready.popleft()
-                context = base.copy()
-                searching = True
+                self._current = run = ready.popleft()
+                result = error = None
                 try:
-                    coroutine: Any = context.run(run.runner.endpoint, run)
-                    try:
-                        pending = context.run(coroutine.send, None)
-                    except StopIteration as stop:
-                        result = stop.value
-                    else:
-                        searching = False
-                        result = await self._wait(run, context, coroutine, pending)
-                    if result is None and (
-                        run.message._properties is NO_PROPERTIES or run.message.response_topic is None
-                    ):
-                        outcome = DONE
-                    else:
-                        searching = self._pass_search(searching)
-                        outcome = await self._finish(run, result)
-                except BaseException as error:  # noqa: BLE001  a handler may raise anything
+                    result = await run.runner.endpoint(run)
+                except BaseException as raised:  # noqa: BLE001  a handler may raise anything
+                    error = raised
+                searching = self._current is run
+                if not searching:
+                    error = self._back(task, error)
+                outcome: Outcome | None = DONE
+                if error is not None or result is not None or _wants_reply(run):
                     searching = self._pass_search(searching)
-                    ended = await self._failed(run, error)
-                    if ended is None:
-                        self._forget(run)
-                        continue
-                    outcome = ended
-                self._end(run, outcome)
+                    outcome = await self._settle(run, result, error)
+                if outcome is None:
+                    self._forget()
+                else:
+                    self._end(run, outcome)
+                if copy_context() != clean:
+                    self._tasks.discard(task)
+                    self._pass_search(searching)
+                    self.wake()
+                    return
+                turns += 1
                 if not searching:
                     if self._searching:
                         break
-                    self._searching = True
-                turns += 1
-                if not turns % _CLOCK_EVERY and clock() > until:
+                    self._search(task)
+                elif not turns % _CLOCK_EVERY and clock() > until:
+                    self._current = None
                     await _turn()
+                    self._search(task)
                     until = clock() + LOOP_TURN
             else:
+                self._current = None
                 self._searching = False
             idle = self._loop.create_future()
             self._idle.append(idle)
             await idle
 
+    def _search(self, task: asyncio.Task[None]) -> None:
+        """`task`, which the loop has just begun to run, is the one that searches."""
+        self._searching = True
+        self._searcher = task
+        self._loop.call_soon(self._detach)
+
+    def _detach(self) -> None:
+        """If the loop has its turn while the searching task is in a handler, the handler waits: let another search."""
+        run = self._current
+        if run is None:
+            return
+        now = self._loop.time()
+        run.deadline = None if run.runner.timeout is None else now + run.runner.timeout
+        self._waiting[self._searcher] = run
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines)
+        self._pass_search(searching=True)
+
     def _pass_search(self, searching: bool) -> bool:
         """Before this worker waits, let another one search. Gives False: this one does not search any more."""
         if searching:
+            self._current = None
             self._searching = False
             self.wake()
         return False
 
-    async def _wait(
-        self, run: Run, context: contextvars.Context, coroutine: Coroutine[Any, Any, object], pending: object
-    ) -> object:
-        """Wait with a handler that waits, no longer than its deadline."""
-        self._pass_search(searching=True)
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  for type checkers: this is a coroutine of a worker
-        run.deadline = None if run.runner.timeout is None else self._loop.time() + run.runner.timeout
-        self._waiting[task] = run
-        if self._sweep is None:
-            self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines)
-        try:
-            return await _resume(context, coroutine, pending)
-        except asyncio.CancelledError:
-            if task in self._overdue:
-                raise HandlerTimeout from None
-            raise
-        finally:
-            del self._waiting[task]
-            if task in self._overdue:
-                self._overdue.discard(task)
-                task.uncancel()
+    def _back(self, task: asyncio.Task[None], error: BaseException | None) -> BaseException | None:
+        """A handler that waited has ended; gives what it is taken to have raised."""
+        del self._waiting[task]
+        if task in self._overdue:
+            self._overdue.discard(task)
+            task.uncancel()
+            if isinstance(error, asyncio.CancelledError):
+                return HandlerTimeout()
+        return error
 
-    def _look_at_deadlines(self) -> None:
-        """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits."""
-        now = self._loop.time()
-        for task, run in self._waiting.items():
-            if run.deadline is not None and run.deadline <= now and task not in self._overdue:
-                self._overdue.add(task)
-                task.cancel()
-        self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines) if self._waiting else None
-
-    async def _failed(self, run: Run, error: BaseException) -> Outcome | None:
-        """What an error means for its run; None when the run ends without an outcome, and so stays unacknowledged."""
+    async def _settle(self, run: Run, result: object, error: BaseException | None) -> Outcome | None:
+        """How a run ended that answered or raised; None: without an outcome, and so it stays unacknowledged."""
+        if error is None:
+            try:
+                return await self._finish(run, result)
+            except Exception as failure:  # noqa: BLE001  what `finish` does is the app's as well
+                error = failure
         if isinstance(error, asyncio.CancelledError):
             if self._stopping:
                 raise error
@@ -312,6 +322,15 @@ class Workers:
             return None
         return await self._fail(run, error)
 
+    def _look_at_deadlines(self) -> None:
+        """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits."""
+        now = self._loop.time()
+        for task, run in self._waiting.items():
+            if run.deadline is not None and run.deadline <= now and task not in self._overdue:
+                self._overdue.add(task)
+                task.cancel()
+        self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines) if self._waiting else None
+
     # -- the end of a run ---------------------------------------------------------------------------------------
 
     def _end(self, run: Run, outcome: Outcome) -> None:
@@ -319,7 +338,7 @@ class Workers:
         runner = run.runner
         runner.counts[outcome.kind] += 1
         run.origin.ended(run, outcome)
-        self._forget(run)
+        self._forget()
         if runner.limit is not None:
             runner.running -= 1
             if runner.backlog:
@@ -341,7 +360,7 @@ class Workers:
         runner.running += 1
         self._ready.append(run)
 
-    def _forget(self, run: Run) -> None:
+    def _forget(self) -> None:
         self.outstanding -= 1
         if not self.outstanding and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -353,18 +372,6 @@ def _turn() -> Generator[None, None, None]:
     yield
 
 
-@types.coroutine
-def _resume(
-    context: contextvars.Context, coroutine: Coroutine[Any, Any, object], pending: object
-) -> Generator[object, object, object]:
-    """Go on with a coroutine that has already been started, each of its steps inside `context`."""
-    while True:
-        step: Callable[[Any], object] = coroutine.send
-        try:
-            value: object = yield pending
-        except BaseException as error:  # noqa: BLE001  whatever is thrown in belongs to the coroutine
-            step, value = coroutine.throw, error
-        try:
-            pending = context.run(step, value)
-        except StopIteration as stop:
-            return stop.value
+def _wants_reply(run: Run) -> bool:
+    properties = run.message._properties  # the public one would decode what nobody has asked for
+    return properties is not NO_PROPERTIES and run.message.response_topic is not None

@@ -175,28 +175,27 @@ async def test_context_variables_do_not_leak_between_messages() -> None:
         seen.append((before, variable.get()))
 
     async with Bench(handler).running() as bench:
-        bench.give(*numbered("a", 3))
+        bench.give(*numbered("a", 3), *numbered("b", 3))
         await bench.workers.drain()
-        assert seen == [("clean", "dirty")] * 3
+        assert seen == [("clean", "dirty")] * 6
 
 
 async def test_a_function_of_the_message_is_the_key() -> None:
+    """Two keys run at once: the barrier opens. Two messages of one key do not."""
+    both = asyncio.Barrier(2)
     running: set[bytes] = set()
-    together = 0
 
     async def handler(run: Run) -> None:
-        nonlocal together
         key = run.message.payload
         assert key not in running
         running.add(key)
-        together = max(together, len(running))
-        await asyncio.sleep(0)
+        await both.wait()
         running.discard(key)
 
     async with Bench(handler, ordered_by=lambda message: message.payload).running() as bench:
-        bench.give(*(Message("a", key) for key in (b"x", b"y", b"x", b"y")))
+        bench.give(*(Message("a", key) for key in (b"x", b"x", b"y", b"y")))
         await bench.workers.drain()
-        assert together == 2
+        assert [outcome for _, outcome in bench.ended_runs] == [DONE] * 4
 
 
 async def test_a_handler_that_takes_too_long_is_cancelled_and_the_next_runs() -> None:
