@@ -61,9 +61,9 @@ class _Replacing:
     def _replaced(self, original: Any, *, use_cache: bool) -> Dependency:
         value = self._overrides[identity(original)]
         marker: Depends = value if isinstance(value, Depends) else Depends(value, use_cache=use_cache)
-        where = f"the override of {called(original)[:-2]}"
+        where = f"the override of {called(original)}"
         if marker.dependency is None:
-            raise ConfigurationError(f"{where} is {value!r}, which gives nothing. Give a function or a class.")
+            raise ConfigurationError(f"{where} is {value!r}. Give a function or a class.")
         dependency = self._analysis.dependency(marker, where)
         return Dependency(self.call(dependency.call), dependency.use_cache)
 

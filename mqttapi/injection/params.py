@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MARKERS", "Depends", "Marker", "Payload", "UserProperty"]
 
-# To type checkers a marker is `Any`, so that it may stand as the default of a parameter of any type.
+# `__new__` returns Any for type checkers, so that a marker may be the default of a parameter of any type.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Depends:
     """The parameter gets what `dependency` gives: `Annotated[T, Depends(f)]`, or `= Depends(f)`.
 
@@ -29,27 +29,25 @@ class Depends:
         thread: Call a plain `def` in a worker thread; otherwise it runs on the event loop and must not block.
     """
 
-    dependency: Callable[..., Any] | None = None
-    use_cache: bool = field(default=True, kw_only=True)
-    thread: bool = field(default=False, kw_only=True)
+    dependency: Callable[..., Any] | None
+    use_cache: bool
+    thread: bool
 
-    if TYPE_CHECKING:
+    def __new__(
+        cls, dependency: Callable[..., Any] | None = None, *, use_cache: bool = True, thread: bool = False
+    ) -> Any:
+        return _marker(cls, dependency=dependency, use_cache=use_cache, thread=thread)
 
-        def __new__(
-            cls, dependency: Callable[..., Any] | None = None, *, use_cache: bool = True, thread: bool = False
-        ) -> Any: ...
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Payload:
     """The parameter gets the payload, whatever its name; a scalar needs this, unless it is called `payload`."""
 
-    if TYPE_CHECKING:
+    def __new__(cls) -> Any:
+        return _marker(cls)
 
-        def __new__(cls) -> Any: ...
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class UserProperty:
     """The parameter gets the first user property called `name`, or with a hint such as `list[str]` all of them.
 
@@ -59,9 +57,15 @@ class UserProperty:
 
     name: str
 
-    if TYPE_CHECKING:
+    def __new__(cls, name: str) -> Any:
+        return _marker(cls, name=name)
 
-        def __new__(cls, name: str) -> Any: ...
+
+def _marker(cls: type[Any], **fields: Any) -> Any:
+    marker = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(marker, name, value)
+    return marker
 
 
 Marker: TypeAlias = Depends | Payload | UserProperty

@@ -65,13 +65,14 @@ def compile_plan(
     """
     given = {**(resources or {}), **(overrides or {})}
     factories = {kind: value for kind, value in (resources or {}).items() if isinstance(value, Depends)}
-    return _Writer(given).endpoint(override(signature, {**factories, **(overrides or {})}))
+    return _Writer(signature.handler.name, given).endpoint(override(signature, {**factories, **(overrides or {})}))
 
 
 class _Writer:
     """Writes the code of one plan: names of our own making, and in `_names` what they stand for."""
 
-    def __init__(self, given: Mapping[Any, Any]) -> None:
+    def __init__(self, owner: str, given: Mapping[Any, Any]) -> None:
+        self._owner = owner
         self._given = given
         self._names: dict[str, Any] = dict(_HELPERS)
         self._known: dict[object, str] = {}
@@ -131,7 +132,7 @@ class _Writer:
             return self._name(source.type.__name__, self._given[source.type])
         if source.optional:
             return "None"
-        raise ConfigurationError(f"there is no {show(source.type)} to give to handlers: it was not opened.")
+        raise ConfigurationError(f"{self._owner} needs a {show(source.type)}, and the app has opened none.")
 
     def _dependency(self, call: Call) -> str:
         code, value = self._call(call), self._name(call.name)

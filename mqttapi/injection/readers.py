@@ -8,7 +8,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
-from pydantic.errors import PydanticUserError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from mqttapi.errors import ConfigurationError, InvalidParameter
 from mqttapi.injection.functions import Parameter, parameters_of
@@ -128,11 +128,11 @@ def payload_source(where: str, parameter: Parameter, hint: Hint) -> Source | Non
         )
     try:
         validator_of(hint.whole)
-    except (NameError, PydanticUserError) as error:
-        if isinstance(error, NameError) or error.code == "class-not-fully-defined":
-            reason = str(error).partition("\n")[0]
-            raise ConfigurationError(f"{where} refers to something that is not defined: {reason}.") from None
+    except PydanticSchemaGenerationError:
         return None
+    except (NameError, PydanticUserError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigurationError(f"{where} cannot be the payload: {reason}.") from None
     return Read(payload_reader(hint, default), "context", hint, _key(hint, default))
 
 

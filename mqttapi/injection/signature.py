@@ -131,8 +131,8 @@ class Analysis:
     def dependency(self, marker: Depends, where: str, hint: Hint | None = None) -> Dependency:
         function = marker.dependency
         if function is None:
-            function = hint.only if hint else None
-            if not isinstance(function, type):
+            function = hint.only if hint else MISSING
+            if function is MISSING or not isinstance(function, type):
                 raise ConfigurationError(f"{where}: Depends() needs a class for a hint, or a function: Depends(f).")
         if not callable(function):
             raise ConfigurationError(f"{where}: Depends({function!r}) cannot be called. Give a function or a class.")
@@ -186,17 +186,15 @@ class Analysis:
         names = self._template.names
         near = get_close_matches(parameter.name, (*names, *_BY_NAME) if hint.whole is MISSING else names, n=1)
         types = sorted({"Context", "Message", *(kind.__name__ for kind in self._resources)})
-        sentences = [
+        guess = f"Did you mean {near[0]!r}? " if near else ""
+        if not (hint.whole is MISSING or hint.is_scalar):
+            guess += f"{show(hint.whole)} is no resource of the app, and no payload that pydantic could validate. "
+        return (
             f"{owner}: {parameter.name!r} is neither in {self._template.text!r} ({', '.join(names) or 'no parameters'}) "
-            "nor injectable.",
-            f"Did you mean {near[0]!r}?" if near else "",
-            f"{show(hint.only)} is no resource of the app, and no payload that pydantic could validate."
-            if hint.whole is not MISSING and not hint.is_scalar
-            else "",
-            f"Injectable are {', '.join(types)}, Depends(...), UserProperty(...) and the payload: a model, dataclass, "
-            "TypedDict, dict, list or bytes under any name, a scalar when called 'payload' or marked Payload().",
-        ]
-        return " ".join(filter(None, sentences))
+            f"nor injectable. {guess}Injectable are {', '.join(types)}, Depends(...), UserProperty(...) and the payload: "
+            "a model, dataclass, TypedDict, dict, list or bytes under any name, a scalar when called 'payload' or marked "
+            "Payload()."
+        )
 
 
 def _marker(where: str, parameter: Parameter, hint: Hint) -> Marker | None:
