@@ -238,7 +238,7 @@ class PublishingConnection:
         connection = self.connection
         if connection is None:
             return
-        while self._again and self._window:
+        while self._again and self._window > 0:
             entry = self._again.popleft()
             if self._in_flight.get(entry.packet_id) is entry:  # else it was acknowledged meanwhile
                 connection.write(entry.packet)
@@ -463,6 +463,7 @@ class PublishingConnection:
         for entry in self._in_flight.values():
             if entry.received:
                 connection.write(encode_pubrel(entry.packet_id))
+                self._window -= 1  # not asked for by the specification, but mosquitto counts these
             else:
                 entry.packet = bytes((entry.packet[0] | DUP,)) + entry.packet[1:]
                 self._again.append(entry)

@@ -1,0 +1,525 @@
+"""`PublishingConnection`: each publish is confirmed once, whatever the broker and the network do."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import mqtt5
+import pytest
+
+from mqttapi.errors import NotConnected, PublishQueueFull, PublishRefused
+from mqttapi.publisher import Publish, Publisher, PublishResult
+from mqttapi.transport.publishing import PublishingConnection
+from tests.support.fake_broker import FakeBroker
+from tests.support.mqtt import client
+from tests.support.packets import PacketType, ack, connack
+from tests.support.proxy import Direction, Proxy
+from tests.support.waiting import eventually
+from tests.transport.options import options_for
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.support.fake_broker import Connection as Peer
+    from tests.support.mosquitto import Mosquitto
+    from tests.support.packets import Packet
+
+PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = (
+    PacketType.PUBLISH,
+    PacketType.PUBACK,
+    PacketType.PUBREC,
+    PacketType.PUBREL,
+    PacketType.PUBCOMP,
+)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeBroker]:
+    async with FakeBroker() as broker:
+        yield broker
+
+
+@asynccontextmanager
+async def publishing_to(
+    url: str, *, options: dict[str, Any] | None = None, **arguments: Any
+) -> AsyncIterator[PublishingConnection]:
+    async with PublishingConnection(options_for(url, **(options or {})), **arguments).running() as connection:
+        yield connection
+
+
+def resumed(peer: Peer, packet: Packet) -> bytes:
+    """The reply of a broker that has kept the session."""
+    return connack(session_present=not packet.connect.clean_start, version=peer.version)
+
+
+def payloads(packets: list[Packet]) -> list[bytes]:
+    return [packet.payload for packet in packets]
+
+
+# Being delivered
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_a_publish_arrives_as_it_was_said(shared_mosquitto: Mosquitto, qos: int, protocol: str) -> None:
+    topic = f"published/{protocol}/{qos}"
+    async with (
+        client(shared_mosquitto.url) as watcher,
+        publishing_to(shared_mosquitto.url, options={"protocol": protocol, "client_id": topic.replace("/", "-")}) as p,
+    ):
+        await watcher.subscribe(topic)
+        result = await Publisher(p).publish(
+            topic,
+            "é",
+            qos=qos,
+            expiry=60,
+            content_type="text/plain",
+            user_properties=[("k", "1"), ("k", "2")],
+            response_topic="r",
+            correlation_data=b"\x00\xff",
+        )
+        assert result == PublishResult(topic, qos, 1 if qos else 0)
+        message = await watcher.message()
+        assert (message.topic, message.payload, message.qos) == (topic, "é".encode(), qos)
+        sent = message.publish
+        if protocol == "5":
+            assert sent.user_properties == [("k", "1"), ("k", "2")]
+            assert (sent.content_type, sent.response_topic, sent.correlation_data) == ("text/plain", "r", b"\x00\xff")
+            assert sent.message_expiry_interval in {59, 60}
+        else:
+            assert sent.user_properties == []
+
+
+async def test_a_message_that_nobody_gets_is_told(shared_mosquitto: Mosquitto) -> None:
+    async with publishing_to(shared_mosquitto.url) as connection:
+        assert (await Publisher(connection).publish("nobody/listens")).reason_code == 0x10
+
+
+async def test_properties_that_3_1_1_drops_are_warned_of_once(
+    fake: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with publishing_to(fake.url, options={"protocol": "3.1.1"}) as connection:
+        for _ in range(2):
+            await Publisher(connection).publish("a", expiry=5)
+    assert caplog.text.count("MQTT 3.1.1 has no message properties") == 1
+
+
+async def test_one_turn_of_the_loop_is_one_write(fake: FakeBroker) -> None:
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        await publisher.publish("a")
+        assert connection.connection is not None
+        writes: list[bytes] = []
+        write = connection.connection.write
+
+        def recorded(data: bytes | bytearray) -> None:
+            writes.append(bytes(data))
+            write(data)
+
+        connection.connection.write = recorded  # type: ignore[method-assign]  # to count
+        await asyncio.gather(*(publisher.publish_nowait("a", b"x", qos=index % 2) for index in range(20)))
+        assert len(writes) == 1
+
+
+async def test_answers_may_come_in_any_order_and_cut_anywhere(fake: FakeBroker) -> None:
+    """Also one that is longer than 127 bytes, among packets that are not ours to answer."""
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        futures = [publisher.publish_nowait("a", str(index)) for index in range(5)]
+        peer = await fake.connected()
+        ids = [packet.packet_id for packet in await peer.wait_for(PUBLISH, 5)]
+        long = mqtt5.PubAckPacket(ids[3], reason_str="y" * 300).write()
+        middle = b"\xd0\x00" + ack(PUBACK, ids[4]) + long + ack(PUBACK, ids[1], 0x10) + ack(PUBACK, 60_000)
+        for byte in middle + ack(PUBACK, ids[0]) + ack(PUBACK, ids[2]):
+            peer.send(bytes([byte]))
+            await peer.drain()
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*futures)
+        assert [result.packet_id for result in results] == ids
+        assert [result.reason_code for result in results] == [0, 0x10, 0, 0, 0]
+        assert results[3].reason == "y" * 300
+
+
+# Being refused
+
+
+@pytest.mark.parametrize(
+    ("qos", "answer"),
+    [
+        (1, lambda p: mqtt5.PubAckPacket(p, reason_code=mqtt5.PubAckReasonCode.NOT_AUTHORIZED, reason_str="no entry")),
+        (2, lambda p: mqtt5.PubRecPacket(p, reason_code=mqtt5.PubRecReasonCode.NOT_AUTHORIZED, reason_str="no entry")),
+    ],
+)
+async def test_a_refusal_is_an_error_and_frees_its_place(fake: FakeBroker, qos: int, answer: Any) -> None:
+    fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(receive_max=1))
+    fake.reply(PUBLISH, lambda peer, packet: answer(packet.packet_id))
+    async with publishing_to(fake.url) as connection:
+        for _ in range(3):
+            with pytest.raises(PublishRefused) as caught:
+                await Publisher(connection).publish("a/b", qos=qos)
+            assert str(caught.value) == "publish to 'a/b': the broker refuses it: Not authorized (0x87): no entry"
+            assert caught.value.reason_code == 0x87
+        assert connection.messages == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "publish", "code", "text"),
+    [
+        (
+            {"max_qos": mqtt5.QoS.AT_LEAST_ONCE},
+            {"qos": 2},
+            0x9B,
+            "publish to 'a/b': the broker takes QoS 1 at most, not 2",
+        ),
+        ({"retain_available": False}, {"retain": True}, 0x9A, "publish to 'a/b': the broker does not retain messages"),
+        (
+            {"max_packet_size": 20},
+            {"payload": "x" * 20},
+            0x95,
+            "publish to 'a/b': its packet of 30 bytes is larger than the broker takes (20)",
+        ),
+    ],
+)
+async def test_what_the_broker_announced_is_obeyed(
+    fake: FakeBroker, limit: dict[str, Any], publish: dict[str, Any], code: int, text: str
+) -> None:
+    fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(**limit))
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        with pytest.raises(PublishRefused) as caught:
+            await publisher.publish("a/b", **publish)
+        assert (str(caught.value), caught.value.reason_code) == (text, code)
+        assert (await publisher.publish("a/b", "ok")).packet_id
+        assert payloads(fake.packets(PUBLISH)) == [b"ok"]
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_receive_maximum_is_never_exceeded(fake: FakeBroker, qos: int) -> None:
+    """QoS 2 counts until PUBCOMP; what waits goes in order; QoS 0 does not overtake it."""
+    fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(receive_max=3))
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        futures = [publisher.publish_nowait("a", str(index), qos=qos) for index in range(10)]
+        futures.append(publisher.publish_nowait("a", "last", qos=0))
+        peer = await fake.connected()
+        for answered in range(10):
+            sent = await peer.wait_for(PUBLISH, min(answered + 3, 10))
+            peer.send(b"\xd0\x00")
+            assert sum(packet.qos > 0 for packet in sent) - answered <= 3
+            if qos == 1:
+                peer.send(ack(PUBACK, sent[answered].packet_id))
+            else:
+                peer.send(ack(PUBREC, sent[answered].packet_id))
+        await asyncio.gather(*futures)
+        assert payloads(await peer.wait_for(PUBLISH, 11)) == [*(b"%d" % index for index in range(10)), b"last"]
+
+
+async def test_rabbitmq_answers_qos_2_with_puback(fake: FakeBroker) -> None:
+    fake.reply(PUBLISH, lambda peer, packet: ack(PUBACK, packet.packet_id))
+    async with publishing_to(fake.url) as connection:
+        assert (await Publisher(connection).publish("a", qos=2)).reason_code == 0
+
+
+async def test_a_pubrec_for_nothing_is_answered(fake: FakeBroker) -> None:
+    async with publishing_to(fake.url):
+        peer = await fake.connected()
+        peer.send(ack(PUBREC, 99))
+        (pubrel,) = await peer.wait_for(PUBREL)
+        assert (pubrel.packet_id, pubrel.reason_code) == (99, 0x92)
+
+
+# Going again
+
+
+async def test_the_first_connection_starts_clean_and_later_ones_resume(fake: FakeBroker) -> None:
+    async with publishing_to(fake.url, options={"client_id": "app-host-0"}):
+        (await fake.connected()).reset()
+        await fake.connected(2)
+        connects = [peer.received[0].connect for peer in fake.connections]
+        assert [packet.clean_start for packet in connects] == [True, False]
+        assert {packet.session_expiry_interval for packet in connects} == {300}
+        assert {packet.client_id for packet in connects} == {"app-host-0-pub"}
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("kept", [True, False])
+async def test_what_was_not_acknowledged_goes_again(fake: FakeBroker, qos: int, kept: bool) -> None:
+    """DUP says so where the broker has kept the session, and only there; new messages come behind."""
+    fake.reply(PUBLISH, None)
+    if kept:
+        fake.reply(PacketType.CONNECT, resumed)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        futures = [publisher.publish_nowait("a", str(index), qos=qos) for index in range(3)]
+        first = await fake.connected()
+        sent = await first.wait_for(PUBLISH, 3)
+        first.send(ack(PUBACK if qos == 1 else PUBREC, sent[1].packet_id, 0x80))
+        with pytest.raises(PublishRefused):
+            await futures[1]
+        fake.reply(PUBLISH, lambda peer, packet: ack(PUBACK if qos == 1 else PUBREC, packet.packet_id))
+        first.reset()
+        await eventually(lambda: connection.connection is None, what="the loss")
+        futures.append(publisher.publish_nowait("a", "3", qos=qos))
+        await asyncio.gather(futures[0], *futures[2:])
+        again = fake.connections[-1].packets(PUBLISH)
+        assert payloads(again) == [b"0", b"2", b"3"]
+        assert [packet.dup for packet in again] == [kept, kept, False]
+        if kept:
+            assert [packet.packet_id for packet in again[:2]] == [sent[0].packet_id, sent[2].packet_id]
+
+
+async def test_a_resumed_session_respects_a_smaller_window(fake: FakeBroker) -> None:
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        futures = [publisher.publish_nowait("a", str(index)) for index in range(6)]
+        first = await fake.connected()
+        await first.wait_for(PUBLISH, 6)
+        fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(session_present=True, receive_max=2))
+        first.reset()
+        second = await fake.connected(2)
+        for answered in range(6):
+            sent = await second.wait_for(PUBLISH, min(answered + 2, 6))
+            assert len(sent) <= answered + 2
+            second.send(ack(PUBACK, sent[answered].packet_id))
+        await asyncio.gather(*futures)
+        assert payloads(second.packets(PUBLISH)) == [b"%d" % index for index in range(6)]
+
+
+async def test_an_answer_before_its_turn_to_go_again_ends_it(fake: FakeBroker) -> None:
+    """The acknowledgement was on its way when the connection broke: a broker may send it after the resume."""
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        futures = [Publisher(connection).publish_nowait("a", str(index)) for index in range(2)]
+        first = await fake.connected()
+        ids = [packet.packet_id for packet in await first.wait_for(PUBLISH, 2)]
+        fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(session_present=True, receive_max=1))
+        first.reset()
+        second = await fake.connected(2)
+        await second.wait_for(PUBLISH, 1)
+        second.send(ack(PUBACK, ids[1]) + ack(PUBACK, ids[0]))
+        await asyncio.gather(*futures)
+        assert len(second.packets(PUBLISH)) == 1
+
+
+async def test_qos_2_is_released_and_never_sent_again_after_pubrec(fake: FakeBroker) -> None:
+    fake.reply(PUBREL, None)
+    fake.reply(PacketType.CONNECT, resumed)
+    async with publishing_to(fake.url) as connection:
+        future = Publisher(connection).publish_nowait("a", qos=2)
+        first = await fake.connected()
+        (pubrel,) = await first.wait_for(PUBREL)
+        fake.reply(PUBREL, lambda peer, packet: ack(PUBCOMP, packet.packet_id))
+        first.reset()
+        assert (await future).packet_id == pubrel.packet_id
+        second = await fake.connected(2)
+        assert [packet.kind for packet in second.received[1:]] == [PUBREL]
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_a_broker_reached_through_a_bad_line_gets_everything(mosquitto: Mosquitto, qos: int) -> None:
+    """At least once with QoS 1, exactly once with QoS 2, in order, over many broken connections."""
+    count = 300
+    async with (
+        Proxy(mosquitto.port) as proxy,
+        client(mosquitto.url) as watcher,
+        publishing_to(proxy.url) as connection,
+    ):
+        await watcher.subscribe("line/#")
+        publisher = Publisher(connection)
+        cut = 0
+        futures = []
+        for index in range(count):
+            futures.append(publisher.publish_nowait("line/x", str(index), qos=qos))
+            if index % 50 == 25:
+                cut += 1
+                proxy.cut_after(Direction.TO_BROKER if cut % 2 else Direction.TO_CLIENT, 60 + index)
+            if index % 10 == 0:
+                await asyncio.sleep(0.005)
+        await asyncio.gather(*futures)
+        assert len(proxy.connections) > 3
+        wanted = [b"%d" % index for index in range(count)]
+        await eventually(lambda: set(payloads(watcher.messages)) == set(wanted), what="all messages")
+        received = payloads(watcher.messages)
+        assert list(dict.fromkeys(received)) == wanted
+        if qos == 2:
+            assert received == wanted
+
+
+# While the broker is away
+
+
+async def test_publishes_wait_for_the_broker(fake: FakeBroker) -> None:
+    await fake.stop()
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        futures = [publisher.publish_nowait("a", str(index), qos=index % 3) for index in range(9)]
+        await eventually(lambda: "Connection refused" in connection.state, what=lambda: connection.state)
+        assert connection.messages == 9
+        await fake.start()
+        await asyncio.gather(*futures)
+        assert payloads(fake.packets(PUBLISH)) == [b"%d" % index for index in range(9)]
+        assert connection.state == ""
+        assert (connection.messages, connection.bytes) == (0, 0)
+
+
+async def test_the_queue_is_bounded_and_keeps_a_reserve(fake: FakeBroker) -> None:
+    await fake.stop()
+    async with publishing_to(fake.url, max_messages=10, max_bytes=1000) as connection:
+        futures = [connection.submit(Publish("a", b"x")) for _ in range(10)]
+        connection.state = "nobody is there"
+        with pytest.raises(PublishQueueFull) as caught:
+            connection.submit(Publish("a/b", b""))
+        assert str(caught.value) == (
+            "publish to 'a/b': 10 publishes with 10 bytes are not done yet, and at most 10 with 1000 may be "
+            "(MQTTAPI_MAX_OUTGOING, MQTTAPI_MAX_OUTGOING_BYTES); nobody is there"
+        )
+        futures.append(connection.submit(Publish("dead", b""), reserved=True))
+        with pytest.raises(PublishQueueFull):
+            connection.submit(Publish("dead", b""), reserved=True)
+        assert connection.messages == 11
+        await fake.start()
+        await asyncio.gather(*futures)
+
+
+async def test_the_queue_is_bounded_in_bytes(fake: FakeBroker) -> None:
+    await fake.stop()
+    async with publishing_to(fake.url, max_bytes=100) as connection:
+        future = connection.submit(Publish("a", b"x" * 100))
+        with pytest.raises(PublishQueueFull):
+            connection.submit(Publish("a", b"x"))
+        connection.submit(Publish("a", b"x" * 10), reserved=True).cancel()
+        future.cancel()
+        await asyncio.sleep(0)
+        assert (connection.messages, connection.bytes) == (0, 0)
+
+
+async def test_a_time_out_gives_up_and_frees_its_place(fake: FakeBroker) -> None:
+    await fake.stop()
+    async with publishing_to(fake.url, max_messages=1) as connection:
+        for _ in range(3):
+            with pytest.raises(NotConnected):
+                await Publisher(connection).publish("a", timeout=0.01)
+        await fake.start()
+        await Publisher(connection).publish("a", "late")
+        assert payloads(fake.packets(PUBLISH)) == [b"late"]
+
+
+async def test_what_expires_while_it_waits_is_not_sent(fake: FakeBroker) -> None:
+    await fake.stop()
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        gone = publisher.publish_nowait("a", "open the door", expiry=0)
+        fresh = publisher.publish_nowait("a", "fresh", expiry=3600)
+        await fake.start()
+        with pytest.raises(NotConnected) as caught:
+            await gone
+        assert str(caught.value) == "publish to 'a': it expired while the broker was away"
+        await fresh
+        (packet,) = fake.packets(PUBLISH)
+        assert packet.payload == b"fresh"
+        assert packet.publish.message_expiry_interval in {3599, 3600}
+
+
+async def test_a_broker_that_stops_reading_makes_publishes_wait(fake: FakeBroker) -> None:
+    """QoS 0 is done when it is written, so a full socket holds it back, and memory stays bounded."""
+    async with Proxy(fake.port) as proxy, publishing_to(proxy.url, max_messages=200) as connection:
+        publisher = Publisher(connection)
+        await publisher.publish("a")
+        proxy.pause(Direction.TO_BROKER)
+        payload = b"x" * 200_000
+        with pytest.raises(PublishQueueFull):
+            while True:
+                publisher.publish_nowait("a", payload, qos=0)
+                await asyncio.sleep(0)
+        assert connection.connection is not None
+        assert connection.connection.unsent < 1_000_000
+        proxy.resume()
+        await asyncio.wait_for(connection.flushed(), 20)
+        assert await publisher.publish("a")
+
+
+# Threads, and the end
+
+
+async def test_a_thread_may_publish(fake: FakeBroker) -> None:
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+
+        def work() -> list[asyncio.Future[PublishResult]]:
+            return [publisher.publish_nowait("a", str(index), qos=index % 3) for index in range(30)]
+
+        await asyncio.gather(*await asyncio.to_thread(work))
+        assert payloads(fake.packets(PUBLISH)) == [b"%d" % index for index in range(30)]
+
+
+async def test_a_thread_finds_the_queue_full(fake: FakeBroker) -> None:
+    await fake.stop()
+    async with publishing_to(fake.url, max_messages=5) as connection:
+
+        def work() -> int:
+            for count in range(100):
+                try:
+                    Publisher(connection).publish_nowait("a").add_done_callback(lambda future: future.exception())
+                except PublishQueueFull:
+                    return count
+            return -1
+
+        assert await asyncio.to_thread(work) == 5
+
+
+async def test_flushed_waits_for_every_answer(fake: FakeBroker) -> None:
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        await connection.flushed()
+        future = Publisher(connection).publish_nowait("a")
+        flushed = asyncio.create_task(connection.flushed())
+        peer = await fake.connected()
+        (packet,) = await peer.wait_for(PUBLISH)
+        assert not flushed.done()
+        peer.send(ack(PUBACK, packet.packet_id))
+        await flushed
+        assert future.done()
+
+
+async def test_the_end_says_goodbye_and_gives_up_what_is_left(fake: FakeBroker) -> None:
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        future = Publisher(connection).publish_nowait("a")
+        peer = await fake.connected()
+        await peer.wait_for(PUBLISH)
+    (disconnect,) = peer.packets(PacketType.DISCONNECT)
+    assert disconnect.decode(mqtt5.DisconnectPacket).session_expiry_interval == 0
+    with pytest.raises(NotConnected) as caught:
+        await future
+    assert str(caught.value) == "publish to 'a': the app has stopped before the broker confirmed it"
+
+
+async def test_what_was_published_in_the_last_turn_is_written(fake: FakeBroker) -> None:
+    async with publishing_to(fake.url) as connection:
+        await Publisher(connection).publish("a")
+        future = Publisher(connection).publish_nowait("a", "goodbye", qos=0)
+    await future
+    assert payloads(fake.packets(PUBLISH))[-1] == b"goodbye"
+
+
+# The version
+
+
+async def test_a_broker_that_knows_only_3_1_1_is_spoken_to_in_it(fake: FakeBroker) -> None:
+    fake.reply(PacketType.CONNECT, lambda peer, packet: connack(0 if peer.version == 4 else 1, version=4))
+    async with publishing_to(fake.url, protocol_fallback=True) as connection:
+        assert (await Publisher(connection).publish("a", qos=2)).packet_id
+        assert fake.connections[-1].version == 4
+
+
+async def test_without_leave_there_is_no_fall_back(fake: FakeBroker) -> None:
+    fake.reply(PacketType.CONNECT, connack(1, version=4))
+    async with publishing_to(fake.url) as connection:
+        await fake.connected(2)
+        assert "it does not speak this version of MQTT" in connection.state
+        assert {peer.version for peer in fake.connections} == {5}
