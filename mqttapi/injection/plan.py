@@ -23,6 +23,8 @@ import re
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from anyio.to_thread import run_sync
+
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection.functions import called, identity
 from mqttapi.injection.hints import show
@@ -146,7 +148,7 @@ class _Writer:
         return value
 
     def _name(self, label: str, thing: Any = None) -> str:
-        name = f"{re.sub(r'[^0-9a-zA-Z_]', '', label) or 'it'}_{len(self._names)}"
+        name = f"{re.sub('[^a-zA-Z_]', '', label) or 'it'}_{len(self._names)}"
         self._names[name] = thing
         return name
 
@@ -163,8 +165,6 @@ def _run(code: str, names: dict[str, Any], filename: str) -> Endpoint:
 
 
 async def _in_thread(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    from anyio.to_thread import run_sync
-
     result = await run_sync(functools.partial(function, *args, **kwargs))
     if inspect.iscoroutine(result):
         result.close()
