@@ -72,15 +72,27 @@ def one(name: str, qos: int, seconds: float) -> dict[str, Any]:
     command = command_of(case)
 
     def run(rate: float, messages: int, mode: str) -> dict[str, float]:
-        feed = [sys.executable, "-m", "benchmarks.feed", "--port", str(port), "--qos", str(qos), "--rate", str(rate)]
-        with running(feed):
-            return measured(command, timeout=60, port=port, qos=qos, messages=messages, mode=mode, variant=case.variant)
+        # A broker for each run: what a persistent session kept from the last one would count as very late.
+        with mosquitto() as port:
+            feed = [
+                sys.executable,
+                "-m",
+                "benchmarks.feed",
+                "--port",
+                str(port),
+                "--qos",
+                str(qos),
+                "--rate",
+                str(rate),
+            ]
+            with running(feed):
+                job = {"port": port, "qos": qos, "messages": messages, "mode": mode, "variant": case.variant}
+                return measured(command, timeout=60, **job)
 
-    with mosquitto() as port:
-        probe = run(0, 5_000, "count")
-        full = run(0, max(int(1e6 / probe["wall_us"] * seconds), 2_000), "count")
-        capacity = 1e6 / full["wall_us"]
-        half = run(capacity / 2, max(int(capacity / 2 * seconds), 2_000), "latency")
+    probe = run(0, 5_000, "count")
+    full = run(0, max(int(1e6 / probe["wall_us"] * seconds), 2_000), "count")
+    capacity = 1e6 / full["wall_us"]
+    half = run(capacity / 2, max(int(capacity / 2 * seconds), 2_000), "latency")
     return {
         "name": name,
         "title": case.title,
