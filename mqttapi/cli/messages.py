@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from base64 import b64encode
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,13 +12,12 @@ import typer
 
 from mqttapi.cli.options import BrokerUrl, Debug, Qos
 from mqttapi.errors import BrokerError, ConfigurationError
-from mqttapi.message import printable
+from mqttapi.message import Message, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mqttapi.config import Broker, Settings
-    from mqttapi.message import Message
 
 __all__ = ["pub", "sub"]
 
@@ -90,10 +88,13 @@ def sub(
         print(described(message), flush=True)
         return received != count
 
-    with suppress(TimeoutError, KeyboardInterrupt):  # the usual ways out
+    try:
         asyncio.run(_subscribe(*_broker(broker), filters, qos, timeout, show))
-    if timeout is not None and count is not None and received < count:
-        raise BrokerError(f"received {received} of {count} messages in {timeout:g} s")
+    except KeyboardInterrupt:  # the usual way out
+        pass
+    except TimeoutError:
+        if count is not None:
+            raise BrokerError(f"received {received} of {count} messages in {timeout:g} s") from None
 
 
 async def _subscribe(

@@ -27,13 +27,21 @@ def _qos(value: object) -> Literal[0, 1, 2]:  # the default comes as it is
     return qos
 
 
+def _app_dir(value: Path) -> Path:
+    if not value.is_dir():
+        raise ConfigurationError(f"--app-dir: {str(value)!r} is not a directory")
+    return value
+
+
 def _env_file(value: Path | None) -> Path | None:
     if value is not None and not value.is_file():
         raise ConfigurationError(f"--env-file: there is no file {str(value)!r}")
     return value
 
 
-AppDir = Annotated[Path, typer.Option(help="Where to import from.", show_default="the current directory")]
+AppDir = Annotated[
+    Path, typer.Option(callback=_app_dir, help="Where to import from.", show_default="the current directory")
+]
 BrokerUrl = Annotated[
     str | None,
     typer.Option(

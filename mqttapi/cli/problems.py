@@ -50,6 +50,9 @@ def report(error: Exception, verbosity: Verbosity) -> int:
             if said := error.format_message():  # nothing, where the help was the answer
                 tell(said)
             return error.exit_code
+        case TargetError(__cause__=ConfigurationError() as cause):
+            tell(user_traceback(cause))
+            return WRONG
         case TargetError(__cause__=BaseException() as cause):
             if not verbosity.debug:
                 _show(user_traceback(cause))

@@ -15,7 +15,6 @@ from mqttapi.cli.problems import TAKEN_OVER, tell
 from mqttapi.cli.tied import spawn
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
@@ -50,8 +49,7 @@ def supervise(
         every_tick: Called some times a second.
     """
     app = _Child([sys.executable, "-m", "mqttapi", *arguments], environment)
-    with _asked_to_stop(app) as stop:
-        app.start()
+    with _asked_to_stop(app) as stop, app:
         waiting = False
         for changed in _changes(watch, stop):
             every_tick()
@@ -74,26 +72,29 @@ class _Child:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None) -> None:
         self._command = command
         self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
 
     def start(self) -> None:
         self._process = spawn(self._command, environment=self._environment)
 
     def poll(self) -> int | None:
         """The exit code, as `end` gives it; None while it runs."""
-        code = self._process.poll() if self._process else None
+        code = self._process.poll()
         return None if code is None else _as_shell(code)
 
     def signal(self, number: int) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
+        self._process.send_signal(number)
 
     def end(self) -> int:
         """Drain it. How long that may take is the app's affair; the user has Ctrl-C."""
-        if self._process is None:
-            return 0
         self._process.terminate()
         return _as_shell(self._process.wait())
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
 def _as_shell(code: int) -> int:

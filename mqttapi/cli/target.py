@@ -32,7 +32,7 @@ def load(target: str | None, *, app_dir: Path, factory: bool = False) -> App:
     Raises:
         TargetError: It does not lead to an App. The text says which part failed; the cause, if there is one, is what
             the user's code raised.
-        ConfigurationError: `app_dir` is not a directory, or `target` a broker's URL.
+        ConfigurationError: `target` is a broker's URL, or None and there is no default one.
     """
     _import_from(app_dir)
     if target is not None:
@@ -49,8 +49,6 @@ def load(target: str | None, *, app_dir: Path, factory: bool = False) -> App:
 
 
 def _import_from(directory: Path) -> None:
-    if not directory.is_dir():
-        raise ConfigurationError(f"--app-dir: {str(directory)!r} is not a directory")
     path = str(directory.resolve())
     if sys.path[0] != path:
         sys.path.insert(0, path)

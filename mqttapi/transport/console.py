@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from paho.mqtt.packettypes import PacketTypes
 
 from mqttapi.config import tls_context
 from mqttapi.errors import ConnectionRefused, NotConnected
-from mqttapi.message import Message
+from mqttapi.message import Message, Properties
 from mqttapi.transport.connection import Connection, Subscription
 from mqttapi.transport.handshake import ConnectionOptions, reason_text
-from mqttapi.transport.link import _properties
 from mqttapi.transport.publishing import PublishingConnection
 
 if TYPE_CHECKING:
@@ -136,6 +135,11 @@ async def _connected(broker: Broker, settings: Settings) -> AsyncIterator[Connec
 
 
 def _message(received: MQTTMessage) -> Message:
-    return Message(
-        received.topic, bytes(received.payload), received.qos, received.retain, properties=_properties(received)
+    """With the properties that `sub` shows; paho has an attribute where there is one."""
+    wire: dict[str, Any] = vars(received.properties) if received.properties is not None else {}
+    properties = Properties(
+        content_type=wire.get("ContentType"),
+        response_topic=wire.get("ResponseTopic"),
+        user_properties=tuple(wire.get("UserProperty", ())),
     )
+    return Message(received.topic, bytes(received.payload), received.qos, received.retain, properties=properties)

@@ -65,10 +65,8 @@ def test_only_loopback_is_served() -> None:
     executable("mosquitto")
     with EmbeddedBroker(first_port=free_port()) as broker:
         assert answers_connect(broker.port)
-        others = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
-        for address in others - {HOST, "127.0.1.1"}:
-            with pytest.raises(OSError, match="refused"):
-                socket.create_connection((address, broker.port), timeout=2)
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.2", broker.port), timeout=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
