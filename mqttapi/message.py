@@ -47,7 +47,7 @@ class Message:
         retain: bool = False,
         dup: bool = False,
         packet_id: int = 0,
-        properties: Properties | None = NO_PROPERTIES,
+        properties: Properties = NO_PROPERTIES,
     ) -> None:
         self._topic = topic
         self._payload = payload
@@ -56,10 +56,6 @@ class Message:
         self._dup = dup
         self._packet_id = packet_id
         self._properties = properties
-
-    def _decode_properties(self) -> Properties:
-        """Decode what the wire said; called once, by the first reader. Transports with raw bytes override it."""
-        return NO_PROPERTIES
 
     @property
     def topic(self) -> str:
@@ -93,44 +89,42 @@ class Message:
 
     @property
     def properties(self) -> Properties:
-        """All MQTT 5 properties, decoded on the first access."""
-        if self._properties is None:
-            self._properties = self._decode_properties()
+        """All MQTT 5 properties."""
         return self._properties
 
     @property
     def content_type(self) -> str | None:
         """What the sender says the payload is, such as `application/json`."""
-        return self.properties.content_type
+        return self._properties.content_type
 
     @property
     def response_topic(self) -> str | None:
         """Where the sender waits for an answer."""
-        return self.properties.response_topic
+        return self._properties.response_topic
 
     @property
     def correlation_data(self) -> bytes | None:
         """What the sender wants back with the answer, byte for byte."""
-        return self.properties.correlation_data
+        return self._properties.correlation_data
 
     @property
     def user_properties(self) -> Sequence[tuple[str, str]]:
         """Name and value, in the order of the sender; a name may be there more than once."""
-        return self.properties.user_properties
+        return self._properties.user_properties
 
     @property
     def message_expiry_interval(self) -> int | None:
         """Seconds that the message had left when the broker sent it; None: it does not expire."""
-        return self.properties.message_expiry_interval
+        return self._properties.message_expiry_interval
 
     @property
     def subscription_ids(self) -> Sequence[int]:
         """The identifiers of the subscriptions this copy was sent for [MQTT5 §3.3.2.3.8]."""
-        return self.properties.subscription_ids
+        return self._properties.subscription_ids
 
     def user_property(self, name: str, default: str | None = None) -> str | None:
         """The first user property called `name`, else `default`."""
-        for key, value in self.properties.user_properties:
+        for key, value in self._properties.user_properties:
             if key == name:
                 return value
         return default

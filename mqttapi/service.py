@@ -143,7 +143,7 @@ class Service:
             protocol_fallback=fallback,
         )
         async with publishing.running(), self.started(publishing):
-            link = Link(options, self._subscribed(), protocol_fallback=fallback)
+            link = Link(options, self._subscribed(), protocol_fallback=fallback, max_payload=settings.max_payload)
             link.intake = self.intake = Intake(
                 self.app,
                 self.dispatcher,

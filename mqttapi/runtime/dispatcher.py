@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ANY", "Dispatcher", "subscription_id"]
 
-ANY: Final = 0
-"""In place of a subscription identifier (1 to 268,435,455): the message came without one."""
+ANY: Final[tuple[int, ...]] = ()
+"""In place of subscription identifiers: the message came without one."""
 
 CACHED_TOPICS = 65_536
 """Topics whose targets are remembered, per generation."""
@@ -54,7 +54,7 @@ class Dispatcher:
         self._mode = mode
         self._tree: TopicTree[tuple[int, Runner]] = TopicTree()
         self._ids: dict[int, str] = {}
-        self._cache: TopicCache[dict[int, tuple[Target, ...]]] = TopicCache(CACHED_TOPICS)
+        self._cache: TopicCache[dict[tuple[int, ...], tuple[Target, ...]]] = TopicCache(CACHED_TOPICS)
         for full, runners in subscriptions.items():
             number = subscription_id(full)
             if self._ids.setdefault(number, full) != full:
@@ -65,10 +65,10 @@ class Dispatcher:
             for runner in runners:
                 self._tree.add(split_share(full)[1], (number, runner))
 
-    def targets(self, topic: str, number: int = ANY) -> tuple[Target, ...]:
-        """What a message is for: the targets of one subscription, or with `ANY` of every route that matches.
+    def targets(self, topic: str, ids: tuple[int, ...] = ANY) -> tuple[Target, ...]:
+        """What a message is for: the targets of its subscriptions, or with `ANY` of every route that matches.
 
-        An identifier that is not ours, or whose filter does not match the topic, counts as `ANY`: a message twice is
+        Identifiers none of which is ours, or whose filters do not match the topic, count as `ANY`: a message twice is
         allowed there, a message lost is not.
         """
         known = self._cache.hot.get(topic)
@@ -77,22 +77,21 @@ class Dispatcher:
             if known is None:
                 known = {}
                 self._cache.put(topic, known)
-        found = known.get(number)
+        found = known.get(ids)
         if found is None:
-            found = known[number] = self._find(topic, number)
+            found = known[ids] = self._find(topic, ids)
         return found
 
     def knows(self, number: int) -> bool:
         """Whether the identifier is one of ours."""
         return number in self._ids
 
-    def _find(self, topic: str, number: int) -> tuple[Target, ...]:
+    def _find(self, topic: str, ids: tuple[int, ...]) -> tuple[Target, ...]:
         matches = self._matches(topic)
-        wanted = [match for match in matches if match.number == number] or matches
+        wanted = [match for match in matches if match.number in ids] or matches
         if self._mode == "first" and matches:
             winner = matches[0].runner
-            named = wanted is not matches
-            wanted = [match for match in (wanted if named else matches) if match.runner is winner]
+            wanted = [match for match in wanted if match.runner is winner]
         values = {match.runner: match.values for match in wanted}
         chosen = sorted(values, key=lambda runner: runner.route.template.specificity)
         return tuple(runner.target(topic, values[runner]) for runner in chosen)

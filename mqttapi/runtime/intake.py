@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from mqttapi.runtime.dispatcher import ANY
+from mqttapi.message import Message, printable
 from mqttapi.runtime.lanes import Run
 from mqttapi.runtime.ledger import Ledger
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mqttapi.app import App
-    from mqttapi.message import Message
+    from mqttapi.message import Properties
     from mqttapi.runtime.dispatcher import Dispatcher
     from mqttapi.runtime.lanes import Workers
     from mqttapi.runtime.ledger import Entry
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Intake", "Port"]
 
 log = logging.getLogger("mqttapi.link")
+
+_RESUME_AT = 0.75
+"""Share of the bounds below which reading goes on, so that it does not stop and go for every message."""
 
 
 class Port(Protocol):
@@ -76,17 +79,19 @@ class Intake:
         self._loop = asyncio.get_running_loop()
         self.on_unmatched: Callable[[Message], None] | None = None
 
-    def receive(self, message: Message, subscription: int = ANY) -> None:
+    def receive(
+        self, topic: str, payload: bytes, qos: int, retain: bool, dup: bool, packet_id: int, properties: Properties
+    ) -> None:
         """Take one message from the wire. Call `batch_end` after those of one read."""
         self.received += 1
-        qos = message.qos
         entry: Entry | None = None
         if qos:
-            entry = self.ledger.arrive(message.packet_id, qos, message.topic, message.payload, message.dup)
+            entry = self.ledger.arrive(packet_id, qos, topic, payload, dup)
             if entry is None:
                 self._flush_soon()
                 return
-        targets = self._targets(message.topic, subscription)
+        targets = self._targets(topic, properties.subscription_ids)
+        message = Message(topic, payload, qos, retain, dup, packet_id, properties)
         if not targets:
             self._unmatched(message, entry)
             return
@@ -95,22 +100,19 @@ class Intake:
             entry.pending = len(targets)
         else:
             self._light += len(targets)
-            self._light_bytes += len(targets) * len(message.payload)
+            self._light_bytes += len(targets) * len(payload)
         for target in targets:
             submit(Run(message, target, app, self, entry))
-        if (
-            self.ledger.held + self._light >= self._max_in_flight
-            or self.ledger.held_bytes + self._light_bytes >= self._max_bytes
-        ) and not self.paused:
+        if not self.paused and not self._has_room(1.0):
             self.paused = True
             self._port.pause()
 
-    def refuse(self, packet_id: int, qos: int, reason: str) -> None:
-        """Count, log and acknowledge what is no message at all: its topic is not UTF-8, say."""
+    def refuse(self, topic: str, packet_id: int, qos: int, reason: str) -> None:
+        """Count, log and acknowledge what is no message for us: its topic is not UTF-8, its payload too long …"""
         self.refused += 1
-        log.warning("skipped a message: %s", reason)
+        log.warning("rejected a message on %s: %s", printable(topic), reason)
         if qos:
-            entry = self.ledger.arrive(packet_id, qos, "", b"")
+            entry = self.ledger.arrive(packet_id, qos, topic, b"")
             if entry is not None:
                 self.ledger.finish(entry)
             self._flush_soon()
@@ -166,13 +168,13 @@ class Intake:
         acknowledgements = self.ledger.take()
         if acknowledgements:
             self._port.write(acknowledgements)
-        if self.paused and self._has_room():
+        if self.paused and self._has_room(_RESUME_AT):
             self.paused = False
             self._port.resume()
 
-    def _has_room(self) -> bool:
-        """A quarter of each bound is free, so that reading does not stop and go for every message."""
+    def _has_room(self, share: float) -> bool:
+        """Whether less than that share of both bounds is taken."""
         return (
-            self.ledger.held + self._light <= self._max_in_flight * 3 // 4
-            and self.ledger.held_bytes + self._light_bytes <= self._max_bytes * 3 // 4
+            self.ledger.held + self._light < self._max_in_flight * share
+            and self.ledger.held_bytes + self._light_bytes < self._max_bytes * share
         )

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from mqttapi.context import Context
-from mqttapi.message import NO_PROPERTIES
 from mqttapi.runtime.outcome import DONE, Outcome
 
 if TYPE_CHECKING:
@@ -239,7 +238,7 @@ class Workers:
                 if not searching:
                     error = self._back(task, error)
                 outcome: Outcome | None = DONE
-                if error is not None or result is not None or _wants_reply(run):
+                if error is not None or result is not None or run.message._properties.response_topic:
                     searching = self._pass_search(searching)
                     outcome = await self._settle(run, result, error)
                 if outcome is None:
@@ -370,8 +369,3 @@ class Workers:
 def _turn() -> Generator[None, None, None]:
     """Give the event loop a turn; `asyncio.sleep(0)` without its checks."""
     yield
-
-
-def _wants_reply(run: Run) -> bool:
-    properties = run.message._properties  # the public one would decode what nobody has asked for
-    return properties is not NO_PROPERTIES and run.message.response_topic is not None

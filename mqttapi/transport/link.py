@@ -9,18 +9,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
-from mqttapi.message import NO_PROPERTIES, Message, Properties
-from mqttapi.runtime.dispatcher import ANY, subscription_id
+from mqttapi.runtime.dispatcher import subscription_id
 from mqttapi.transport.connection import Connection, Subscription
+from mqttapi.transport.receiving import receiver_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paho.mqtt.client import MQTTMessage
-
     from mqttapi.runtime.intake import Intake
     from mqttapi.transport.connection import Closed
     from mqttapi.transport.handshake import Connack, ConnectionOptions
+    from mqttapi.transport.receiving import Receiver
 
 __all__ = ["Link", "Subscribed"]
 
@@ -53,6 +52,7 @@ class Link:
         options: Of each connection.
         subscriptions: What to subscribe to.
         protocol_fallback: Whether 3.1.1 may be tried when the broker does not speak MQTT 5.
+        max_payload: Bytes; messages with more are refused.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Link:
         subscriptions: Sequence[Subscribed],
         *,
         protocol_fallback: bool,
+        max_payload: int,
     ) -> None:
         self.intake: Intake | None = None
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -70,7 +71,9 @@ class Link:
         self._options = options
         self._subscriptions = subscriptions
         self._fallback = protocol_fallback
+        self._max_payload = max_payload
         self._connection: Connection | None = None
+        self._receiver: Receiver | None = None
         self._closing = False
         self._failures = 0
         self._never_answered = 0
@@ -116,15 +119,15 @@ class Link:
         self._never_answered = 0
         self._note_session(connack, options)
         self._connection = connection
+        self._receiver = receiver_of(connection, self.intake, self._max_payload)
         self.intake.connected(connack.session_present, mqtt5=options.protocol == "5")
         began = asyncio.get_running_loop().time()
         try:
-            connection.on_message = self._on_message
-            connection.start()
+            self._receiver.start()
             await self._subscribe(connection, connack, options)
             closed = await connection.closed
         finally:
-            self._connection = None
+            self._connection = self._receiver = None
             self.intake.disconnected()
             if not connection.closed.done():
                 await connection.close()
@@ -245,46 +248,10 @@ class Link:
 
     def pause(self) -> None:
         """See `Port`."""
-        if self._connection is not None:
-            self._connection.pause_reading()
+        if self._receiver is not None:
+            self._receiver.pause()
 
     def resume(self) -> None:
         """See `Port`."""
-        if self._connection is not None and not self._closing:
-            self._connection.resume_reading()
-
-    def _on_message(self, received: MQTTMessage) -> None:
-        """The plain path: paho has read and decoded the packet."""
-        assert self.intake is not None  # noqa: S101  set before `run`
-        try:
-            topic = received.topic
-        except UnicodeDecodeError:
-            self.intake.refuse(received.mid, received.qos, f"its topic is not UTF-8: {received._topic!r}")
-            return
-        properties = _properties(received)
-        ids = properties.subscription_ids
-        message = Message(
-            topic,
-            bytes(received.payload),
-            received.qos,
-            bool(received.retain),
-            bool(received.dup),
-            received.mid,
-            NO_PROPERTIES if properties == NO_PROPERTIES else properties,
-        )
-        self.intake.receive(message, ids[0] if len(ids) == 1 else ANY)
-        self.intake.batch_end()
-
-
-def _properties(received: MQTTMessage) -> Properties:
-    """What paho decoded; its attributes are there only when the property was."""
-    wire = vars(received.properties) if received.properties is not None else {}
-    return Properties(
-        content_type=wire.get("ContentType"),
-        response_topic=wire.get("ResponseTopic"),
-        correlation_data=wire.get("CorrelationData"),
-        user_properties=tuple(wire.get("UserProperty", ())),
-        message_expiry_interval=wire.get("MessageExpiryInterval"),
-        payload_format_indicator=wire.get("PayloadFormatIndicator", 0),
-        subscription_ids=tuple(wire.get("SubscriptionIdentifier", ())),
-    )
+        if self._receiver is not None and not self._closing:
+            self._receiver.resume()
