@@ -158,9 +158,9 @@ PUBLISH = (
     ),
 )
 
-_TYPED = CONSUME[0]
+_TYPED = replace(CONSUME[0], work="")
 COSTS = (
-    replace(_TYPED, title="the pipeline above", broker=()),
+    replace(_TYPED, title="the pipeline above"),
     replace(_TYPED, name="depends", title="one `Depends` more", variant="depends"),
     replace(
         _TYPED,
