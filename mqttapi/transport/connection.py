@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import ssl
 import struct
 import threading
@@ -29,19 +28,23 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from mqttapi.errors import ConnectionRefused, NotConnected
+from mqttapi.errors import ConfigurationError, ConnectionRefused, NotConnected
 from mqttapi.transport.handshake import (
     Connack,
     ConnectionOptions,
     connect_socket,
+    decode_connack,
+    header_size,
+    in_thread,
     make_properties,
+    missing_bytes,
     reason_text,
-    refusal,
 )
 from mqttapi.transport.packet_ids import PacketIds
+from mqttapi.transport.wire import CHUNK, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from paho.mqtt.properties import Properties
@@ -51,14 +54,11 @@ __all__ = ["Closed", "Connack", "Connection", "ConnectionOptions", "Subscription
 
 log = logging.getLogger(__name__)
 
-_CHUNK: Final = 256 * 1024
-_WOULD_BLOCK: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _CONNACK: Final = 0x20
 _TLS_ALERT: Final = 0x15
 _PINGREQ: Final = b"\xc0\x00"
-_PAHO_INTERNALS: Final = (
-    "_create_socket", "_in_packet", "_mid_generate", "_packet_handle", "_packet_queue", "_sock_close",
-)  # fmt: skip
+_NEEDED: Final = ("_create_socket", "_mid_generate", "_packet_queue", "_sock_close")
+_NEEDED_TO_FEED: Final = ("_in_packet", "_packet_handle")
 _MIN_TICK: Final = 0.05  # seconds
 
 
@@ -88,9 +88,12 @@ class Subscription:
 
 
 def internals_available() -> list[str]:
-    """The names in paho-mqtt that this module needs and the installed version lacks; an empty list is good news."""
+    """The names in paho-mqtt that a connection and its `feed_packet` need and the installed version lacks.
+
+    Without those of `feed_packet` the plain path, where paho reads, is left.
+    """
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id="probe")
-    return [name for name in _PAHO_INTERNALS if not hasattr(client, name)]
+    return [name for name in _NEEDED + _NEEDED_TO_FEED if not hasattr(client, name)]
 
 
 class Connection(aiomqtt.Client):
@@ -104,6 +107,8 @@ class Connection(aiomqtt.Client):
     def __init__(self, options: ConnectionOptions, *, packet_ids: PacketIds | None = None) -> None:
         """`packet_ids` is given where SUBSCRIBE and UNSUBSCRIBE share their ids with publishes."""
         super().__init__(**options.client_arguments())
+        if missing := [name for name in _NEEDED if not hasattr(self._client, name)]:
+            raise ConfigurationError(f"the installed paho-mqtt has no {', '.join(missing)}: install paho-mqtt 2.2")
         self.options = options
         self.closed: asyncio.Future[Closed] = self._loop.create_future()
         """Always ends with a value. `await asyncio.shield(connection.closed)`, or a cancelled wait cancels it."""
@@ -117,13 +122,8 @@ class Connection(aiomqtt.Client):
         self._pauses = 0
         self._connack: asyncio.Future[Connack] = self._loop.create_future()
         self._head = bytearray()
-        self._socket: Any = None  # a socket, a TLS socket or paho's wrapper for WebSockets
-        self._fileno = -1
-        self._pending: Callable[[], int] | None = None
-        self._unsent = bytearray()
-        self._writing = False
+        self._wire: Wire | None = None  # while the connection stands
         self._loop_thread = threading.get_ident()
-        self._error: Exception | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._period = 0.0
         self._ticks = 0.0  # of `_period` seconds in a keepalive
@@ -135,7 +135,7 @@ class Connection(aiomqtt.Client):
         client.disable_logger()  # what matters is in `closed` and in the errors of `open`
         client.manual_ack_set(True)
         client.connect_timeout = options.timeout
-        client.on_connect = self._on_connack
+        client.on_connect = None
         client.on_disconnect = self._on_paho_disconnect
         client.on_subscribe = client.on_unsubscribe = self._on_suback
         client.on_message = self._on_paho_message
@@ -159,7 +159,7 @@ class Connection(aiomqtt.Client):
         """
         try:
             async with asyncio.timeout(self.timeout):
-                await _in_thread(self._client_connect, f"mqttapi-connect-{self.options.client_id}")
+                await in_thread(self._client_connect, f"mqttapi-connect-{self.options.client_id}")
                 return await self._connack
         except TimeoutError:
             self._give_up("no answer in time")
@@ -177,9 +177,8 @@ class Connection(aiomqtt.Client):
         """Begin to read, with `receiver` or by paho."""
         if receiver is not None:
             self.receiver = receiver
-        if self._end is None:
-            self._loop.add_reader(self._fileno, self._readable)
-            self._read_what_is_pending()
+        if self._wire is not None and not self.paused:
+            self._wire.watch(self._readable)
 
     def _on_open(self, client: object, userdata: object, sock: Any) -> None:
         self._loop.call_soon_threadsafe(self._attach, sock)  # we are in the thread that connects
@@ -188,64 +187,50 @@ class Connection(aiomqtt.Client):
         if self._end is not None:  # `open` was given up meanwhile
             self._client._sock_close()
             return
-        raw = getattr(sock, "_socket", sock)
-        if raw.family != getattr(socket, "AF_UNIX", None):
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each write is a batch already
-        self._socket = sock
-        self._fileno = sock.fileno()
-        self._pending = getattr(sock, "pending", None)
-        self._loop.add_reader(self._fileno, self._read_connack)
+        self._wire = Wire(sock, self._loop, failed=self._on_write_failed, drained=self._on_drained)
+        self._wire.watch(self._read_connack)
 
     def _read_connack(self) -> None:
         """Read one packet, byte for byte: what is behind it is for the receiver."""
-        head = self._head
-        while (size := _missing(head)) > 0:
-            data = self.read(size)
+        wire, head = self._wire, self._head
+        assert wire is not None  # noqa: S101  nobody else watches it
+        while (size := missing_bytes(head)) > 0:
+            data = wire.read(size)
             if data is None:
                 return
             if not data:
-                self._refuse(self._closed_early())
+                self._refuse(self._closed_early(wire.error))
                 return
             head += data
             if head[0] != _CONNACK:
-                head += self.read(7) or b""
+                head += wire.read(7) or b""
                 break
-        self._loop.remove_reader(self._fileno)
+        wire.unwatch()
         self._handle_connack(head)
 
-    def _closed_early(self) -> Exception:
+    def _closed_early(self, error: Exception | None) -> Exception:
         where = self.options.where
-        if isinstance(self._error, ssl.SSLError) and not isinstance(self._error, ssl.SSLEOFError):
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             # With TLS 1.3 the server judges our certificate this late.
-            return ConnectionRefused(f"TLS: {where} refuses us: {self._error.reason}; does it want a certificate?")
-        text = f"{where} closed the connection before its CONNACK{self._why}"
+            return ConnectionRefused(f"TLS: {where} refuses us: {error.reason}; does it want a certificate?")
+        text = f"{where} closed the connection before its CONNACK{_because(error)}"
         return NotConnected(text, closed_before_connack=True)
 
     def _handle_connack(self, packet: bytearray) -> None:
         where = self.options.where
         if packet[0] == _TLS_ALERT:
             self._refuse(ConnectionRefused(f"{where} answers with TLS: use mqtts:// (or wss://) for this port"))
-        elif packet[0] != _CONNACK or _missing(packet) < 0:
+        elif packet[0] != _CONNACK or missing_bytes(packet) < 0:
             self._refuse(NotConnected(f"{where} does not speak MQTT: its first bytes are {packet[:8].hex(' ')}"))
         else:
-            body = packet[_header_size(packet) :]
-            if error := refusal(body, self.options):
-                self._refuse(error)
-            else:
-                self.feed_packet(_CONNACK, body)
-
-    def _on_connack(
-        self,
-        client: object,
-        userdata: object,
-        flags: paho.ConnectFlags,
-        reason: ReasonCode,
-        properties: Properties | None,
-    ) -> None:
-        connack = Connack.decode(flags.session_present, reason.value, properties, self.options.mqtt5)
-        self._start_keepalive(self._keepalive if connack.server_keep_alive is None else connack.server_keep_alive)
-        if not self._connack.done():
-            self._connack.set_result(connack)
+            body = packet[header_size(packet) :]
+            answer = decode_connack(bytes(body), self.options)
+            if isinstance(answer, Exception):
+                self._refuse(answer)
+                return
+            self._start_keepalive(self._keepalive if answer.server_keep_alive is None else answer.server_keep_alive)
+            if not self._connack.done():
+                self._connack.set_result(answer)
 
     def _refuse(self, error: Exception) -> None:
         if not self._connack.done():
@@ -254,25 +239,9 @@ class Connection(aiomqtt.Client):
 
     # Reading
 
-    def read(self, size: int = _CHUNK) -> bytes | None:
-        """What the socket holds, up to about `size` bytes: b"" means closed, None that it would block.
-
-        With TLS it takes everything that is decrypted already, as no readiness would be reported for that.
-        """
-        sock = self._socket
-        try:
-            data: bytes = sock.recv(size)
-        except _WOULD_BLOCK:
-            data = b""
-            if self._pending is None or not self._pending():
-                return None
-        except (OSError, AttributeError) as error:  # AttributeError: closed meanwhile
-            self._error = error
-            return b""
-        if self._pending is None or len(data) >= size or not self._pending():
-            return data
-        more = self.read(size - len(data))
-        return data + more if more else data or more
+    def read(self, size: int = CHUNK) -> bytes | None:
+        """What is there, up to `size` bytes: b"" means closed, None that it would block."""
+        return self._wire.read(size) if self._wire is not None else b""
 
     def touch(self) -> None:
         """The broker is alive: called by `receiver`s that read elsewhere."""
@@ -283,8 +252,8 @@ class Connection(aiomqtt.Client):
         if not self.paused:
             self.paused = True
             self._pauses += 1
-            if self._end is None:
-                self._loop.remove_reader(self._fileno)
+            if self._wire is not None:
+                self._wire.unwatch()
 
     def resume_reading(self) -> None:
         """Read again."""
@@ -325,26 +294,13 @@ class Connection(aiomqtt.Client):
             self.abort(0x83, "internal error")
 
     def _read_with_paho(self) -> None:
-        while (
-            self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._pending is not None and self._pending()
-        ):
-            pass
-
-    def _read_what_is_pending(self) -> None:
-        if self._pending is not None and self._pending():
-            self._loop.call_soon(self._readable)
+        while self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._wire is not None:
+            if not self._wire.pending:
+                return
 
     def connection_lost(self) -> None:
         """To be called by a receiver that has read b""."""
-        self._lost(f"the broker closed the connection{self._why}")
-
-    @property
-    def _end_reason(self) -> str:
-        return self._end.reason if self._end is not None else "not open"
-
-    @property
-    def _why(self) -> str:
-        return f" ({self._error})" if self._error is not None else ""
+        self._lost(f"the broker closed the connection{_because(self._wire.error if self._wire is not None else None)}")
 
     def ack(self, packet_id: int, qos: int) -> None:
         """Acknowledge a message of the plain path."""
@@ -359,47 +315,19 @@ class Connection(aiomqtt.Client):
     @property
     def unsent(self) -> int:
         """Bytes that the socket has not taken yet."""
-        return len(self._unsent)
+        return self._wire.unsent if self._wire is not None else 0
 
     def write(self, data: bytes | bytearray) -> None:
         """Send whole packets, at once where the socket takes them. Never raises; nothing happens once closed."""
         self._quiet = 0
-        if self._unsent:
-            self._unsent += data
-        elif self._socket is not None and (sent := self._send(data)) < len(data):
-            self._unsent += data[sent:] if sent else data
-            self._write_when_possible()
+        if self._wire is not None:
+            self._wire.write(data)
 
-    def _send(self, data: bytes | bytearray | memoryview) -> int:
-        """How much the socket took, 0 to the length of `data`.
+    def _on_write_failed(self, error: Exception) -> None:
+        if self._connack.done():  # else the reader finds out more
+            self._lost(f"writing failed: {error}")
 
-        TLS and WebSockets have to be given the same bytes again after a 0: the buffer only grows at its end.
-        """
-        try:
-            sent: int = self._socket.send(data)
-        except _WOULD_BLOCK:
-            return 0
-        except (OSError, AttributeError) as error:
-            if self._connack.done():
-                self._lost(f"writing failed: {error}")
-            return len(data)  # before the CONNACK the reader finds out more
-        return sent
-
-    def _write_when_possible(self) -> None:
-        if not self._writing and self._end is None:
-            self._writing = True
-            self._loop.add_writer(self._fileno, self._writable)
-
-    def _writable(self) -> None:
-        while self._unsent:
-            with memoryview(self._unsent) as view, view[:_CHUNK] as chunk:
-                sent = self._send(chunk)
-            if not sent:
-                return
-            del self._unsent[:sent]
-        self._writing = False
-        if self._end is None:
-            self._loop.remove_writer(self._fileno)
+    def _on_drained(self) -> None:
         if self.on_drained is not None:
             self.on_drained()
 
@@ -427,16 +355,20 @@ class Connection(aiomqtt.Client):
         groups: dict[int | None, list[int]] = {}
         for index, subscription in enumerate(subscriptions):
             groups.setdefault(subscription.id, []).append(index)
-        sent = [(group, self._send_subscribe([subscriptions[i] for i in group], id)) for id, group in groups.items()]
         codes = [0] * len(subscriptions)
-        for group, packet_id in sent:
-            granted = await self._answer(packet_id, "SUBACK", timeout)
-            if len(granted) != len(group):
-                text = f"SUBACK with {len(granted)} reason codes for {len(group)} filters"
-                self.abort(0x82, text)
-                raise NotConnected(f"{self.options.where} sent a {text} [MQTT-3.9.3-1]")
-            for index, code in zip(group, granted, strict=True):
-                codes[index] = code
+        with self._expecting() as expect:
+            sent = [
+                (group, expect(self._send_subscribe([subscriptions[index] for index in group], id)))
+                for id, group in groups.items()
+            ]
+            for group, answer in sent:
+                granted = await self._answer(answer, "SUBACK", timeout)
+                if len(granted) != len(group):
+                    text = f"SUBACK with {len(granted)} reason codes for {len(group)} filters"
+                    self.abort(0x82, text)
+                    raise NotConnected(f"{self.options.where} sent a {text} [MQTT-3.9.3-1]")
+                for index, code in zip(group, granted, strict=True):
+                    codes[index] = code
         return codes
 
     async def unsubscribe_all(self, filters: Sequence[str], *, timeout: float | None = None) -> list[int]:
@@ -445,44 +377,57 @@ class Connection(aiomqtt.Client):
         Raises:
             NotConnected: there was no UNSUBACK in time (some brokers send none), or the connection was lost.
         """
-        _, packet_id = self._client.unsubscribe(list(filters))
-        return await self._answer(self._expect(packet_id), "UNSUBACK", timeout)
+        with self._expecting() as expect:
+            _, packet_id = self._client.unsubscribe(list(filters))
+            return await self._answer(expect(packet_id), "UNSUBACK", timeout)
 
-    def _send_subscribe(self, subscriptions: Sequence[Subscription], id: int | None) -> int:
+    def _send_subscribe(self, subscriptions: Sequence[Subscription], id: int | None) -> int | None:
         if not self.options.mqtt5:
-            return self._expect(self._client.subscribe([(s.filter, s.qos) for s in subscriptions])[1])
+            return self._client.subscribe([(each.filter, each.qos) for each in subscriptions])[1]
         properties = None
         if id is not None:
             properties = make_properties(PacketTypes.SUBSCRIBE, SubscriptionIdentifier=id)
-        options = [
-            (s.filter, SubscribeOptions(s.qos, s.no_local, s.retain_as_published, s.retain_handling))
-            for s in subscriptions
+        filters = [
+            (each.filter, SubscribeOptions(each.qos, each.no_local, each.retain_as_published, each.retain_handling))
+            for each in subscriptions
         ]
-        return self._expect(self._client.subscribe(options, properties=properties)[1])
+        return self._client.subscribe(filters, properties=properties)[1]
 
-    def _expect(self, packet_id: int | None) -> int:
-        if packet_id is None:
-            raise NotConnected(f"not connected to {self.options.where}: {self._end_reason}")
-        self._answers[packet_id] = self._loop.create_future()
-        return packet_id
+    @contextlib.contextmanager
+    def _expecting(self) -> Iterator[Callable[[int | None], asyncio.Future[list[int]]]]:
+        """Gives a function from a packet id (None: paho has no connection) to the future of its answer."""
+        ids: list[int] = []
 
-    async def _answer(self, packet_id: int, kind: str, timeout: float | None) -> list[int]:
-        """Wait for a SUBACK or UNSUBACK; time during which nothing is read does not count."""
-        answer = self._answers[packet_id]
-        seconds = self.timeout if timeout is None else timeout
+        def expect(packet_id: int | None) -> asyncio.Future[list[int]]:
+            if packet_id is None:
+                raise NotConnected(f"not connected to {self.options.where}: {self._end_reason}")
+            ids.append(packet_id)
+            self._answers[packet_id] = answer = self._loop.create_future()
+            return answer
+
         try:
-            while True:
-                pauses = self._pauses
-                await asyncio.wait((answer, self.closed), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-                if answer.done():
-                    return answer.result()
-                if self._end is not None:
-                    raise NotConnected(f"no {kind} from {self.options.where}: {self._end_reason}")
-                if not self.paused and pauses == self._pauses:
-                    raise NotConnected(f"no {kind} from {self.options.where} within {seconds:g} s")
+            yield expect
         finally:
-            del self._answers[packet_id]
-            self._packet_ids.release(packet_id)
+            for packet_id in ids:
+                del self._answers[packet_id]
+                self._packet_ids.release(packet_id)
+
+    async def _answer(self, answer: asyncio.Future[list[int]], kind: str, timeout: float | None) -> list[int]:
+        """Wait for a SUBACK or UNSUBACK; time during which nothing is read does not count."""
+        seconds = self.timeout if timeout is None else timeout
+        while True:
+            pauses = self._pauses
+            await asyncio.wait((answer, self.closed), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if self._end is not None:
+                raise NotConnected(f"no {kind} from {self.options.where}: {self._end_reason}")
+            if not self.paused and pauses == self._pauses:
+                raise NotConnected(f"no {kind} from {self.options.where} within {seconds:g} s")
+
+    @property
+    def _end_reason(self) -> str:
+        return self._end.reason if self._end is not None else "it is not open"
 
     def _on_suback(
         self, client: object, userdata: object, mid: int, reason_codes: Sequence[ReasonCode], properties: object
@@ -518,7 +463,7 @@ class Connection(aiomqtt.Client):
 
         `reason_code` 0x04 asks for the will. `session_expiry` (seconds) replaces what CONNECT said; both are MQTT 5.
         """
-        if self._socket is not None and self._end is None:
+        if self._wire is not None:
             self.write(self._disconnect_packet(reason_code, session_expiry))
             # A socket closed with bytes unread resets the connection, and the broker may lose what we sent.
             self.receiver = self._discard
@@ -529,7 +474,7 @@ class Connection(aiomqtt.Client):
 
     def abort(self, reason_code: int, reason: str) -> None:
         """Send DISCONNECT with `reason_code` (MQTT 5) if the socket takes it, and close at once."""
-        if self.options.mqtt5 and self._end is None:
+        if self.options.mqtt5:
             self.write(self._disconnect_packet(reason_code, None))
         self._lost(reason, by_us=True)
 
@@ -561,9 +506,10 @@ class Connection(aiomqtt.Client):
         said = getattr(properties, "ReasonString", "")
         self._lost(f"the broker disconnected: {text}{said and f': {said}'}", reason_code=reason.value)
 
-    def _on_close(self, client: object, userdata: object, sock: Any) -> None:
-        self._loop.remove_reader(self._fileno)
-        self._loop.remove_writer(self._fileno)
+    def _on_close(self, client: object, userdata: object, sock: object) -> None:
+        if self._wire is not None:
+            self._wire.detach()
+            self._wire = None
 
     def _lost(self, reason: str, *, reason_code: int | None = None, by_us: bool = False) -> None:
         if self._end is not None:
@@ -575,10 +521,8 @@ class Connection(aiomqtt.Client):
             self._tick.cancel()
         if not self._connack.done():
             self._connack.set_exception(NotConnected(f"{self.options.where}: {reason}"))
-        self._unsent = bytearray()
-        if self._socket is not None:
+        if self._wire is not None:
             self._client._sock_close()
-            self._socket = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -591,41 +535,5 @@ class Connection(aiomqtt.Client):
         await self.close()
 
 
-def _missing(packet: bytearray) -> int:
-    """How many bytes are known to be missing from a packet that has come in part; -1: its length is malformed."""
-    size = _header_size(packet)
-    if size == 0:
-        return -1 if len(packet) > 4 else 1
-    remaining = sum((byte & 0x7F) << 7 * index for index, byte in enumerate(packet[1:size]))
-    return size + remaining - len(packet)
-
-
-def _header_size(packet: bytearray) -> int:
-    """The size of type and length, 2 to 5 bytes, or 0 when the length is not complete."""
-    return next((index + 1 for index in range(1, min(len(packet), 5)) if packet[index] < 0x80), 0)
-
-
-async def _in_thread(function: Callable[[], object], name: str) -> None:
-    """Run `function` in a daemon thread of its own: executors may be full of handlers, and are waited for at exit."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def finish(error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        error: BaseException | None = None
-        try:
-            function()
-        except BaseException as caught:  # noqa: BLE001  handed over
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(finish, error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    await done
+def _because(error: Exception | None) -> str:
+    return f" ({error})" if error is not None else ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import socket
 import ssl
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -17,12 +20,25 @@ from paho.mqtt.reasoncodes import ReasonCode
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mqttapi.config.broker import Broker
     from mqttapi.publisher import Publish
 
-__all__ = ["Connack", "ConnectionOptions", "connect_socket", "make_properties", "reason_text", "refusal"]
+__all__ = [
+    "Connack",
+    "ConnectionOptions",
+    "connect_socket",
+    "decode_connack",
+    "header_size",
+    "in_thread",
+    "make_properties",
+    "missing_bytes",
+    "reason_text",
+]
 
 _FOR_GOOD: Final = frozenset((0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C))
+_MAX_CONNACK: Final = 2**20  # bytes; real ones have some hundred
 _MQTT_311_CODES: Final = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}  # CONNACK return codes as MQTT 5 says them
 _ADVICE: Final = {
     0x84: "it does not speak this version of MQTT",
@@ -116,13 +132,13 @@ class Connack:
     """What the broker said when it accepted [MQTT5 §3.2.2]; absent properties have the specification's defaults."""
 
     session_present: bool = False
-    reason_code: int = 0
     receive_maximum: int = 65_535
     maximum_packet_size: int | None = None
     maximum_qos: int = 2
     retain_available: bool = True
     wildcard_available: bool = True
     subscription_ids_available: bool = True
+    """Never on MQTT 3.1.1, which has none."""
     shared_available: bool = True
     session_expiry: int | None = None
     """Seconds, where the broker wants another one than we asked for."""
@@ -131,31 +147,6 @@ class Connack:
     topic_alias_maximum: int = 0
     reason: str = ""
     user_properties: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def decode(cls, session_present: bool, reason_code: int, properties: Properties | None, mqtt5: bool) -> Connack:
-        """From what paho decoded. MQTT 3.1.1 has no subscription identifiers, and says nothing about the rest."""
-
-        def get(name: str, default: Any = None) -> Any:
-            return getattr(properties, name, default)
-
-        return cls(
-            session_present=session_present,
-            reason_code=reason_code,
-            receive_maximum=get("ReceiveMaximum", 65_535),
-            maximum_packet_size=get("MaximumPacketSize"),
-            maximum_qos=get("MaximumQoS", 2),
-            retain_available=bool(get("RetainAvailable", 1)),
-            wildcard_available=bool(get("WildcardSubscriptionAvailable", 1)),
-            subscription_ids_available=mqtt5 and bool(get("SubscriptionIdentifierAvailable", 1)),
-            shared_available=bool(get("SharedSubscriptionAvailable", 1)),
-            session_expiry=get("SessionExpiryInterval"),
-            server_keep_alive=get("ServerKeepAlive"),
-            assigned_client_id=get("AssignedClientIdentifier"),
-            topic_alias_maximum=get("TopicAliasMaximum", 0),
-            reason=get("ReasonString", ""),
-            user_properties=tuple(get("UserProperty", ())),
-        )
 
 
 def connect_socket(options: ConnectionOptions) -> Any:
@@ -232,30 +223,46 @@ def _wrap_tls(sock: socket.socket, options: ConnectionOptions) -> ssl.SSLSocket:
     return wrapped
 
 
-def refusal(body: bytes | bytearray, options: ConnectionOptions) -> BrokerError | None:
-    """The error that a CONNACK means, or None when it accepts. `body` is what is behind the length.
+def decode_connack(body: bytes, options: ConnectionOptions) -> Connack | BrokerError:
+    """The value of a CONNACK that accepts, or the error that it means. `body` is what is behind the length.
 
     The codes of MQTT 3.1.1 are given as those of MQTT 5: 1 → 0x84, 2 → 0x85, 3 → 0x88, 4 → 0x86, 5 → 0x87.
     """
-    code = body[1] if len(body) > 1 else 0x81
-    if not code:
-        return None
-    # A broker that does not know MQTT 5 answers in the form of 3.1.1, whatever was asked.
-    code = _MQTT_311_CODES.get(code, code)
-    advice = _reason_string(body) or _ADVICE.get(code, "")
-    text = f"{options.where} refuses the connection: {reason_text(code, PacketTypes.CONNACK)}" + (
-        f": {advice}" if advice else ""
-    )
-    return ConnectionRefused(text, reason_code=code) if code in _FOR_GOOD else NotConnected(text)
-
-
-def _reason_string(body: bytes | bytearray) -> str:
+    where = options.where
     properties = make_properties(PacketTypes.CONNACK)
-    try:
-        properties.unpack(bytes(body[2:]))  # type: ignore[no-untyped-call]  # paho's are not typed
-    except Exception:  # noqa: BLE001  the code alone will do
-        return ""
-    return str(getattr(properties, "ReasonString", ""))
+    # A broker that does not know MQTT 5 refuses in the form of 3.1.1, whatever was asked.
+    old = len(body) == 2 and (not options.mqtt5 or body[1] in _MQTT_311_CODES)
+    if not old:
+        try:
+            if len(body) < 3 or properties.unpack(body[2:])[1] != len(body) - 2:  # type: ignore[no-untyped-call]  # paho's are not typed
+                raise ValueError(f"{len(body)} bytes")
+        except Exception as error:  # noqa: BLE001  whatever a decoder makes of nonsense
+            return NotConnected(f"{where} sent a malformed CONNACK: {error}")
+
+    def get(name: str, default: Any = None) -> Any:
+        return getattr(properties, name, default)
+
+    code = _MQTT_311_CODES.get(body[1], body[1])
+    if code:
+        advice = get("ReasonString") or _ADVICE.get(code, "")
+        text = f"{where} refuses the connection: {reason_text(code, PacketTypes.CONNACK)}{advice and f': {advice}'}"
+        return ConnectionRefused(text, reason_code=code) if code in _FOR_GOOD else NotConnected(text)
+    return Connack(
+        session_present=bool(body[0] & 1),
+        receive_maximum=get("ReceiveMaximum", 65_535),
+        maximum_packet_size=get("MaximumPacketSize"),
+        maximum_qos=get("MaximumQoS", 2),
+        retain_available=bool(get("RetainAvailable", 1)),
+        wildcard_available=bool(get("WildcardSubscriptionAvailable", 1)),
+        subscription_ids_available=options.mqtt5 and bool(get("SubscriptionIdentifierAvailable", 1)),
+        shared_available=bool(get("SharedSubscriptionAvailable", 1)),
+        session_expiry=get("SessionExpiryInterval"),
+        server_keep_alive=get("ServerKeepAlive"),
+        assigned_client_id=get("AssignedClientIdentifier"),
+        topic_alias_maximum=get("TopicAliasMaximum", 0),
+        reason=get("ReasonString", ""),
+        user_properties=tuple(get("UserProperty", ())),
+    )
 
 
 def make_properties(packet_type: int, **values: Any) -> Properties:
@@ -273,3 +280,43 @@ def reason_text(code: int, packet_type: int) -> str:
         return f"{ReasonCode(packet_type, identifier=code).getName()} (0x{code:02X})"
     except (KeyError, ValueError):
         return f"reason code 0x{code:02X}"
+
+
+def missing_bytes(packet: bytearray) -> int:
+    """How many bytes are known to be missing from a CONNACK that has come in part; -1: its length cannot be right."""
+    size = header_size(packet)
+    if size == 0:
+        return -1 if len(packet) > 4 else 1
+    remaining = sum((byte & 0x7F) << 7 * index for index, byte in enumerate(packet[1:size]))
+    return size + remaining - len(packet) if remaining <= _MAX_CONNACK else -1
+
+
+def header_size(packet: bytearray) -> int:
+    """The size of type and length, 2 to 5 bytes, or 0 when the length is not complete."""
+    return next((index + 1 for index in range(1, min(len(packet), 5)) if packet[index] < 0x80), 0)
+
+
+async def in_thread(function: Callable[[], object], name: str) -> None:
+    """Run `function` in a daemon thread of its own: executors may be full of handlers, and are waited for at exit."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            function()
+        except BaseException as caught:  # noqa: BLE001  handed over
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(finish, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    await done

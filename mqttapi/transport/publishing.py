@@ -510,19 +510,16 @@ def _delay(failures: int) -> float:
 
 
 def _long_size(data: bytes, position: int) -> tuple[int, int]:
-    """The size of two to four bytes of the packet at `position`, and where its body begins: 0 when bytes are missing.
+    """The size of the packet at `position`, from two to four bytes, and where its body begins; 0 when bytes are missing.
 
     The fourth byte ends it, whatever it says: brokers do not send packets of 256 MiB here.
     """
     size = 0
-    for index in range(4):
-        at = position + 1 + index
-        if at >= len(data):
-            return 0, 0
-        size |= (data[at] & 0x7F) << 7 * index
-        if data[at] < 0x80:
-            break
-    return size, at + 1
+    for index, byte in enumerate(data[position + 1 : position + 5]):
+        size |= (byte & 0x7F) << 7 * index
+        if byte < 0x80 or index == 3:
+            return size, position + index + 2
+    return 0, 0
 
 
 def _reason_string(body: bytes) -> str:

@@ -317,8 +317,8 @@ async def test_tls_is_read_until_nothing_is_pending(broker: Mosquitto) -> None:
 
     def receive() -> None:
         received.extend(connection.read(1 << 20) or b"")
-        assert connection._pending is not None
-        assert not connection._pending()
+        assert connection._wire is not None
+        assert not connection._wire.pending
 
     connection.start()
     await connection.subscribe_all([Subscription("tls/#", 0)])
