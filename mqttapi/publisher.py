@@ -114,7 +114,7 @@ class Outgoing(Protocol):
         Raises:
             PublishQueueFull: at once, when the bound on waiting messages is reached.
         """
-        ...  # noqa: PIE790  pyright wants a body
+        ...
 
 
 class Publisher:

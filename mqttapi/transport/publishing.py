@@ -51,7 +51,8 @@ RESERVE: Final = 0.1
 """What dead letters may take beyond the bounds, as a share of them."""
 _WINDOW: Final = 65_000  # below 65,535: SUBSCRIBE needs ids too
 _HIGH_WATER: Final = 256 * 1024  # bytes that a socket may owe us before publishes wait
-_PUBACK, _PUBREC, _PUBREL, _PUBCOMP = 4, 5, 6, 7
+_PUBACK, _PUBREC, _PUBCOMP = 0x40, 0x50, 0x70  # first bytes
+_ANSWERS: Final = frozenset((_PUBACK, _PUBREC, _PUBCOMP))
 _TAKEN_OVER: Final = 0x8E
 
 
@@ -112,6 +113,7 @@ class PublishingConnection:
         self._again: deque[_Entry] = deque()  # of a resumed session, before anything new
         self._in_flight: dict[int, _Entry] = {}
         self._batch: list[_Entry] = []
+        self._batch_bytes = 0
         self._unwritten: list[_Entry] = []  # QoS 0, in the buffer of the connection
         self._window = 0
         self._connack = Connack()
@@ -161,8 +163,8 @@ class PublishingConnection:
         if self.messages + others < self.max_messages * share and self.bytes + size <= self.max_bytes * share:
             return
         raise PublishQueueFull(
-            f"publish to {printable(publish.topic)!r}: {self.messages} publishes with {self.bytes} bytes are not done "
-            f"yet, and at most {self.max_messages} with {self.max_bytes} may be "
+            f"publish of {len(publish.payload)} bytes to {printable(publish.topic)!r}: {self.messages} publishes with "
+            f"{self.bytes} bytes are not done yet, and at most {self.max_messages} with {self.max_bytes} may be "
             f"(MQTTAPI_MAX_OUTGOING, MQTTAPI_MAX_OUTGOING_BYTES){self.state and f'; {self.state}'}"
         )
 
@@ -210,10 +212,13 @@ class PublishingConnection:
         if not self._batch:
             self._loop.call_soon(self._flush)
         self._batch.append(entry)
+        self._batch_bytes += len(entry.packet)
+        if self._batch_bytes > _HIGH_WATER:
+            self._flush()
 
     def _flush(self) -> None:
         """Write what one turn of the loop has brought."""
-        batch, self._batch = self._batch, []
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
         connection = self.connection
         if connection is None or not batch:
             return
@@ -300,10 +305,10 @@ class PublishingConnection:
                 size, body = _long_size(data, position)
             if body + size > end or not body:
                 break
-            if first == 0x40 and size == 2:
+            if first == _PUBACK and size == 2:
                 self._acknowledged(data[body] << 8 | data[body + 1], 0)
-            elif 0x40 <= first < 0x80 and size >= 2:
-                self._handle_answer(first >> 4, data[body : body + size])
+            elif first in _ANSWERS and size >= 2:
+                self._handle_answer(first, data[body : body + size])
             else:
                 connection.feed_packet(first, data[body : body + size])
             position = body + size
@@ -316,14 +321,13 @@ class PublishingConnection:
     def _handle_answer(self, kind: int, body: bytes) -> None:
         packet_id = body[0] << 8 | body[1]
         code = body[2] if len(body) > 2 else 0
-        match kind:
-            case 4 | 7:  # PUBACK, PUBCOMP
-                reason = _reason_string(body) if len(body) > 4 else ""
-                self._acknowledged(packet_id, code if kind == _PUBACK else 0, reason)
-            case 5:  # PUBREC
-                self._received(packet_id, code, body)
-            case _:  # PUBREL belongs to the receiving side: nothing is received here
-                pass
+        reason = _reason_string(body) if len(body) > 4 else ""
+        if kind == _PUBREC and code < 0x80:
+            self._received(packet_id, code)
+        elif kind == _PUBCOMP:
+            self._acknowledged(packet_id, 0, reason)
+        else:
+            self._acknowledged(packet_id, code, reason)
 
     def _acknowledged(self, packet_id: int, code: int, reason: str = "") -> None:
         """The end of a publish, well or badly; RabbitMQ answers even QoS 2 with PUBACK."""
@@ -332,7 +336,7 @@ class PublishingConnection:
             log.debug("the broker acknowledges packet %d, which is not in flight", packet_id)
             return
         self._ids.release(packet_id)
-        if self._window < self._connack.receive_maximum:
+        if self._window < self._connack.receive_maximum and entry not in self._again:
             self._window += 1
         code = code or entry.reason_code
         if code < 0x80:
@@ -341,15 +345,13 @@ class PublishingConnection:
             text = f"{_label(entry)}: the broker refuses it: {reason_text(code, PacketTypes.PUBACK)}"
             self._fail(entry, PublishRefused(f"{text}{reason and f': {reason}'}", reason_code=code))
 
-    def _received(self, packet_id: int, code: int, body: bytes) -> None:
+    def _received(self, packet_id: int, code: int) -> None:
         entry = self._in_flight.get(packet_id)
-        if code >= 0x80:
-            self._acknowledged(packet_id, code, _reason_string(body) if len(body) > 4 else "")
-        elif self.connection is not None:
-            if entry is not None:
-                entry.received = True
-                entry.reason_code = code
-            self.connection.write(encode_pubrel(packet_id, known=entry is not None or not self._options.mqtt5))
+        if entry is not None:
+            entry.received = True
+            entry.reason_code = code
+        if self.connection is not None:
+            self.connection.write(encode_pubrel(packet_id, known=entry is not None or not self._mqtt5))
 
     def _succeed(self, entry: _Entry, code: int = 0, reason: str = "") -> None:
         future, publish = entry.future, entry.publish
@@ -410,7 +412,7 @@ class PublishingConnection:
         closed = await asyncio.shield(connection.closed)
         self._disconnected(closed.reason)
         if self._loop.time() - began >= SHORT_LIFE:
-            self._failures = 0
+            self._failures = 0  # else connections that stand for a moment would come without a pause
         if closed.reason_code == _TAKEN_OVER:
             self._failures += 6  # a pause of some seconds: two clients with one id evict each other
         self._failed(f"connection lost: {closed.reason}")
@@ -438,7 +440,6 @@ class PublishingConnection:
             self._options = dataclasses.replace(self._options, clean_start=False)
         log.log(logging.INFO if self._stood else logging.DEBUG, "publishing: connected to %s", self._options.where)
         self._stood = True
-        self._failures = 0
         self.state = ""
         self.connection = connection
         self._connack = connack
@@ -484,14 +485,14 @@ class PublishingConnection:
         self._clear = False
         self._again.clear()
         lost = [*self._unwritten, *(entry for entry in self._batch if not entry.packet_id)]
-        self._unwritten, self._batch = [], []
+        self._unwritten, self._batch, self._batch_bytes = [], [], 0
         for entry in lost:
             self._fail(entry, NotConnected(f"{_label(entry)}: it was not written: {reason}"))
 
     async def _close(self) -> None:
         if self.connection is not None:
             self._flush()
-            await self.connection.close(session_expiry=0 if self._options.mqtt5 else None)
+            await self.connection.close(session_expiry=0 if self._mqtt5 else None)
         self._disconnected("the app has stopped")
         left = [*self._in_flight.values(), *self._waiting.values()]
         self._in_flight.clear()

@@ -301,9 +301,16 @@ async def test_an_answer_before_its_turn_to_go_again_ends_it(fake: FakeBroker) -
         first.reset()
         second = await fake.connected(2)
         await second.wait_for(PUBLISH, 1)
-        second.send(ack(PUBACK, ids[1]) + ack(PUBACK, ids[0]))
+        futures.append(Publisher(connection).publish_nowait("a", "2"))
+        second.send(ack(PUBACK, ids[1]))
+        await futures[1]
+        assert connection._window == 0
+        second.send(ack(PUBACK, ids[0]))
+        third = (await second.wait_for(PUBLISH, 2))[1]
+        assert third.payload == b"2"
+        second.send(ack(PUBACK, third.packet_id))
         await asyncio.gather(*futures)
-        assert len(second.packets(PUBLISH)) == 1
+        assert len(second.packets(PUBLISH)) == 2
 
 
 async def test_qos_2_is_released_and_never_sent_again_after_pubrec(fake: FakeBroker) -> None:
@@ -375,7 +382,7 @@ async def test_the_queue_is_bounded_and_keeps_a_reserve(fake: FakeBroker) -> Non
         with pytest.raises(PublishQueueFull) as caught:
             connection.submit(Publish("a/b", b""))
         assert str(caught.value) == (
-            "publish to 'a/b': 10 publishes with 10 bytes are not done yet, and at most 10 with 1000 may be "
+            "publish of 0 bytes to 'a/b': 10 publishes with 10 bytes are not done yet, and at most 10 with 1000 may be "
             "(MQTTAPI_MAX_OUTGOING, MQTTAPI_MAX_OUTGOING_BYTES); nobody is there"
         )
         futures.append(connection.submit(Publish("dead", b""), reserved=True))
@@ -425,7 +432,8 @@ async def test_what_expires_while_it_waits_is_not_sent(fake: FakeBroker) -> None
         assert packet.publish.message_expiry_interval in {3599, 3600}
 
 
-async def test_a_broker_that_stops_reading_makes_publishes_wait(fake: FakeBroker) -> None:
+@pytest.mark.parametrize("in_one_turn", [True, False])
+async def test_a_broker_that_stops_reading_makes_publishes_wait(fake: FakeBroker, in_one_turn: bool) -> None:
     """QoS 0 is done when it is written, so a full socket holds it back, and memory stays bounded."""
     async with Proxy(fake.port) as proxy, publishing_to(proxy.url, max_messages=200) as connection:
         publisher = Publisher(connection)
@@ -435,12 +443,24 @@ async def test_a_broker_that_stops_reading_makes_publishes_wait(fake: FakeBroker
         with pytest.raises(PublishQueueFull):
             while True:
                 publisher.publish_nowait("a", payload, qos=0)
-                await asyncio.sleep(0)
+                if not in_one_turn:
+                    await asyncio.sleep(0)
         assert connection.connection is not None
         assert connection.connection.unsent < 1_000_000
         proxy.resume()
         await asyncio.wait_for(connection.flushed(), 20)
         assert await publisher.publish("a")
+
+
+async def test_connections_that_stand_for_a_moment_come_ever_slower(fake: FakeBroker) -> None:
+    def accept_and_close(peer: Peer, packet: Packet) -> None:
+        peer.send(connack())
+        peer.close()
+
+    fake.reply(PacketType.CONNECT, accept_and_close)
+    async with publishing_to(fake.url) as connection:
+        await fake.connected(4)
+        assert connection._failures >= 3
 
 
 # Threads, and the end
