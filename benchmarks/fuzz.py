@@ -32,9 +32,7 @@ def main() -> None:
             seen[name] = seen.get(name, 0) + count
         left -= part
         seed += 1
-        print(
-            f"{arguments.packets - left:>10,} packets, {time.perf_counter() - start:6.1f} s, seen: {seen}", flush=True
-        )
+        print(f"{arguments.packets - left:>10,} packets seen, {time.perf_counter() - start:6.1f} s: {seen}", flush=True)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,13 @@ def test_long_properties_and_payloads_are_seen() -> None:
     assert [(item[2], item[7].user_properties) for item in seen] == [(b"x" * 200_000, (("k", "v" * 1000),))] * 2
 
 
+def test_the_length_of_long_properties_is_not_taken_for_one_byte() -> None:
+    """These decode at any even place, so that a known block is where a length of one byte would find it."""
+    short, long = b"\x0b" * 130, b"\x0b" * (0x0B << 7 | 2)
+    seen = Seen(max_payload=5000, max_packet=5000).feed(publish("t", b"1", block=short), publish("t", b"2", block=long))
+    assert [(item[2], len(item[7].subscription_ids)) for item in seen] == [(b"1", 65), (b"2", 705)]
+
+
 @pytest.mark.parametrize(
     ("body", "reason_code"), [(b"\x00\x07", 0), (b"\x00\x07\x92", 0x92), (b"\x00\x07\x10\x00", 0x10)]
 )
@@ -159,6 +166,7 @@ def test_a_payload_that_is_too_long_is_never_held() -> None:
     ("stream", "reason"),
     [
         (packet(0x36, text("t") + b"\0\1\0"), "a PUBLISH of QoS 3 [MQTT-3.3.1-4]"),
+        (packet(0x36, text("t") + b"\0\1\0payload"), "a PUBLISH of QoS 3 [MQTT-3.3.1-4]"),
         (publish("t", flags=2, packet_id=0), "a PUBLISH with packet id 0 [MQTT-2.2.1-4]"),
         (publish("t", b"payload", flags=2, packet_id=0), "a PUBLISH with packet id 0 [MQTT-2.2.1-4]"),
         (packet(0x30, b""), "a PUBLISH that ends before its topic"),
@@ -167,11 +175,14 @@ def test_a_payload_that_is_too_long_is_never_held() -> None:
         (packet(0x30, b"\0\5abcd") + b"efgh", "a PUBLISH whose topic reaches beyond its end"),
         (packet(0x32, b"\0\4abcd\0"), "a PUBLISH whose topic reaches beyond its end"),
         (packet(0x30, text("t")), "a length that reaches beyond the packet's end"),
+        (packet(0x30, text("abcd")), "a length that reaches beyond the packet's end"),
         (packet(0x30, text("t") + b"\5\1\1"), "a PUBLISH whose properties reach beyond its end"),
+        (packet(0x30, text("t") + b"\5") + SUBSCRIPTION, "a PUBLISH whose properties reach beyond its end"),
         (packet(0x30, text("t") + b"\x80"), "a length that reaches beyond the packet's end"),
         (packet(0x30, text("t") + b"\xff\xff\xff\xff\1"), "a length of more than four bytes [MQTT5 §1.5.5]"),
         (b"\x30\xff\xff\xff\xff\1", "a length of more than four bytes [MQTT5 §1.5.5]"),
         (b"\x30" + variable(MAX_PACKET - 2), "one of 2,001 bytes, over max_packet (2,000)"),
+        (packet(0x30, text("t") + bytes(MAX_PACKET - 5)), "one of 2,001 bytes, over max_packet (2,000)"),
         (b"\xd0\xff\xff\xff\x7f", "one of 268,435,460 bytes, over max_packet (2,000)"),
         (publish("t", block=b"\x23\0\1"), "a PUBLISH with a topic alias, though none was allowed [MQTT-3.3.2-9]"),
         (packet(0x40, b"\0"), "an acknowledgement (0x40) of 1 bytes"),
@@ -180,9 +191,12 @@ def test_a_payload_that_is_too_long_is_never_held() -> None:
         (b"\x10", "no server sends a packet that begins with 0x10"),
     ],
 )
-def test_a_malformed_packet_says_what_is_wrong(stream: bytes, reason: str) -> None:
+@pytest.mark.parametrize("before", [b"", publish("t", block=SUBSCRIPTION) + publish("abcd")])
+def test_a_malformed_packet_says_what_is_wrong(before: bytes, stream: bytes, reason: str) -> None:
+    """Whether its topic and its properties were decoded before or not."""
     for chunks in ([stream], cut(stream, *range(1, len(stream)))):
         splitter = Seen().splitter
+        splitter.feed(before)
         with pytest.raises(MalformedPacket) as raised:
             for chunk in chunks:
                 splitter.feed(chunk)
