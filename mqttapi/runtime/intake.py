@@ -108,7 +108,7 @@ class Intake:
             self._port.pause()
 
     def refuse(self, topic: str, packet_id: int, qos: int, reason: str) -> None:
-        """Count, log and acknowledge what is no message for us: its topic is not UTF-8, its payload too long …"""
+        """Count, log and acknowledge what is no message for us: its topic is not UTF-8, its payload is too long, say."""
         self.refused += 1
         log.warning("rejected a message on %s: %s", printable(topic), reason)
         if qos:

@@ -58,7 +58,7 @@ class Lane:
 
     def __init__(self) -> None:
         self.busy = False
-        self.waiting: deque[Run] = deque()
+        self.waiting: deque[Run] | None = None  # made when it is needed: there are as many lanes as topics
 
 
 class Runner:
@@ -178,6 +178,8 @@ class Workers:
         lane = run.lane
         if lane is not None:
             if lane.busy:
+                if lane.waiting is None:
+                    lane.waiting = deque()
                 lane.waiting.append(run)
                 return
             lane.busy = True
