@@ -18,14 +18,16 @@ does not survive text that is not UTF-8. The same few blocks come again and agai
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mqttapi.errors import BrokerError
-from mqttapi.message import NO_PROPERTIES, Properties
+from mqttapi.transport.decoded import Decoded
 from mqttapi.transport.properties import TopicAliasUsed, decode_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mqttapi.message import Properties
 
     OnPublish = Callable[[str, bytes, int, bool, bool, int, Properties], object]
     """`(topic, payload, qos, retain, dup, packet_id, properties)`; the packet id of QoS 0 is 0."""
@@ -46,10 +48,6 @@ _PUBLISHES: Final = frozenset(range(0x30, 0x40))
 _ACKS: Final = {0x40: PUBACK, 0x50: PUBREC, 0x62: PUBREL, 0x70: PUBCOMP}
 _OTHERS: Final = frozenset((0x20, 0x90, 0xB0, 0xD0))  # CONNACK, SUBACK, UNSUBACK, PINGRESP
 _OTHERS_OF_MQTT5: Final = frozenset((0xE0, 0xF0))  # DISCONNECT and AUTH
-
-_SMALLEST_MAX_PACKET: Final = 256  # packets with a length of one byte are not measured
-
-T = TypeVar("T")
 
 
 class MalformedPacket(BrokerError):
@@ -98,34 +96,6 @@ class _Head(NamedTuple):
     """Where the payload starts."""
 
 
-class _Known(Generic[T]):
-    """What the last bytes were decoded to, in two generations of at most `size`; a hit in `young` writes nothing.
-
-    `young` stays the same object. Long keys are not kept: strangers cannot fill the memory.
-    """
-
-    __slots__ = ("_decode", "_old", "_size", "young")
-
-    def __init__(self, decode: Callable[[bytes], T], size: int) -> None:
-        self._decode = decode
-        self._size = size
-        self._old: dict[bytes, T] = {}
-        self.young: dict[bytes, T] = {}
-
-    def __getitem__(self, raw: bytes) -> T:
-        value = self.young.get(raw)
-        if value is None:
-            value = self._old.get(raw)
-            if value is None:
-                value = self._decode(raw)
-            if len(self.young) >= self._size:
-                self._old = self.young.copy()
-                self.young.clear()
-            if len(raw) <= 256:
-                self.young[raw] = value
-        return value
-
-
 class Splitter:
     """Takes the bytes of one connection and calls back for each packet, in order.
 
@@ -135,7 +105,7 @@ class Splitter:
     Args:
         mqtt5: Whether the connection speaks MQTT 5; else 3.1.1.
         max_payload: Bytes; a PUBLISH with a longer payload is refused, and its payload never held.
-        max_packet: Bytes, 256 or more, the fixed header included; a longer packet is malformed.
+        max_packet: Bytes, the fixed header included; a longer packet is malformed. One of up to 129 bytes never is.
     """
 
     def __init__(
@@ -149,8 +119,6 @@ class Splitter:
         max_payload: int = 1 << 20,
         max_packet: int = 16 << 20,
     ) -> None:
-        if max_packet < _SMALLEST_MAX_PACKET:
-            raise ValueError(f"max_packet must be {_SMALLEST_MAX_PACKET} bytes or more, got {max_packet}")
         self.paused = False
         """Whether to stop behind the current packet; set it True at any time, and call `resume` to unset it."""
         self._mqtt5 = mqtt5
@@ -161,8 +129,8 @@ class Splitter:
         self._on_other = on_other
         self._max_payload = max_payload
         self._max_packet = max_packet
-        self._topics = _Known(_decode_topic, 8192)
-        self._blocks = _Known(decode_properties, 2048)
+        self._topics = Decoded(_decode_topic, 8192)
+        self._blocks = Decoded(decode_properties, 2048)
         self._walking = False
         self._data = b""  # what is being walked, and where
         self._position = 0
@@ -206,7 +174,7 @@ class Splitter:
         end = len(data)
         mqtt5, max_payload, max_packet, on_publish = self._mqtt5, self._max_payload, self._max_packet, self._on_publish
         topics, blocks = self._topics.young, self._blocks.young
-        properties: Properties | None = NO_PROPERTIES
+        block = b""
         self._walking = True
         try:
             if self._skipping:
@@ -244,21 +212,20 @@ class Splitter:
                 if at >= stop:
                     self._publish(first, body, stop)
                     continue
-                topic = topics.get(data[body + 2 : topic_end])
                 if mqtt5:
                     before = at + 1
                     at = before + data[at]
-                    properties = blocks.get(data[before:at]) if at - before < 0x80 else None
-                if topic is None or properties is None or not 0 <= stop - at <= max_payload:
+                    block = data[before:at]
+                qos = first >> 1 & 0x03
+                packet_id = data[topic_end] << 8 | data[topic_end + 1] if qos else 0
+                if at > stop or stop - at > max_payload or len(block) >= 0x80 or (qos and (qos == 3 or not packet_id)):
                     self._publish(first, body, stop)
-                elif not first & 0x06:
-                    on_publish(topic, data[at:stop], 0, first & 0x01 != 0, first & 0x08 != 0, 0, properties)
+                    continue
+                topic = topics.get(data[body + 2 : topic_end])
+                properties = blocks.get(block)
+                if topic is None or properties is None:
+                    self._deliver(first, data[body + 2 : topic_end], packet_id, block, data[at:stop])
                 else:
-                    qos = first >> 1 & 0x03
-                    packet_id = data[topic_end] << 8 | data[topic_end + 1]
-                    if qos == 3 or not packet_id:
-                        self._publish(first, body, stop)
-                        continue
                     on_publish(topic, data[at:stop], qos, first & 0x01 != 0, first & 0x08 != 0, packet_id, properties)
         finally:
             self._position = position
@@ -270,21 +237,22 @@ class Splitter:
         """Deliver any PUBLISH that is complete, or refuse it, or find it malformed."""
         data = self._data
         head = self._head(data, first, body, stop)
-        payload_size = stop - head.end
-        if payload_size > self._max_payload:
-            self._on_refused(self._too_long(head, first, payload_size))
-            return
+        if stop - head.end > self._max_payload:
+            self._on_refused(self._too_long(head, first, stop - head.end))
+        else:
+            self._deliver(first, head.topic, head.packet_id, head.block, data[head.end : stop])
+
+    def _deliver(self, first: int, raw_topic: bytes, packet_id: int, block: bytes, payload: bytes) -> None:
+        qos = first >> 1 & 0x03
         try:
-            topic = self._topics[head.topic]
-            properties = self._blocks[head.block]
+            topic = self._topics[raw_topic]
+            properties = self._blocks[block]
         except TopicAliasUsed as error:
             raise MalformedPacket(str(error), reason_code=0x94) from None
         except ValueError as error:
-            self._on_refused(Refused(_shown(head.topic), first >> 1 & 0x03, head.packet_id, payload_size, str(error)))
+            self._on_refused(Refused(_shown(raw_topic), qos, packet_id, len(payload), str(error)))
             return
-        payload = data[head.end : stop]
-        qos = first >> 1 & 0x03
-        self._on_publish(topic, payload, qos, first & 0x01 != 0, first & 0x08 != 0, head.packet_id, properties)
+        self._on_publish(topic, payload, qos, first & 0x01 != 0, first & 0x08 != 0, packet_id, properties)
 
     def _head(self, data: bytes, first: int, body: int, stop: int) -> _Head:
         """Take the beginning of a PUBLISH apart; raises `_Missing` when it is not all there."""

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
-
 from mqttapi.message import NO_PROPERTIES, Properties
 
 __all__ = ["TopicAliasUsed", "decode_properties"]
-
-# By identifier; those that may be repeated (0x0B, 0x26) and the topic alias (0x23) are handled by themselves.
-_NUMBERS: Final = {0x01: ("payload_format_indicator", 1), 0x02: ("message_expiry_interval", 4)}
-_TEXTS: Final = {0x03: "content_type", 0x08: "response_topic"}
-_BINARIES: Final = {0x09: "correlation_data"}
 
 
 class TopicAliasUsed(ValueError):
@@ -36,45 +29,62 @@ def decode_properties(block: bytes) -> Properties:
 
 
 def _decode(block: bytes) -> Properties:
-    found: dict[str, Any] = {}
+    content_type: str | None = None
+    response_topic: str | None = None
+    correlation_data: bytes | None = None
+    expiry: int | None = None
+    format_indicator: int | None = None
     users: list[tuple[str, str]] = []
     ids: list[int] = []
     at, end = 0, len(block)
     while at < end:
         kind = block[at]
-        at += 1
-        if kind == 0x0B:
-            number, at = _subscription_id(block, at)
-            ids.append(number)
-            continue
         if kind == 0x26:
-            middle = at + 2 + (block[at] << 8 | block[at + 1])
+            middle = at + 3 + (block[at + 1] << 8 | block[at + 2])
             stop = middle + 2 + (block[middle] << 8 | block[middle + 1])
-            users.append((block[at + 2 : middle].decode(), block[middle + 2 : stop].decode()))
-            at = stop
-            continue
-        value: object
-        if kind in _NUMBERS:
-            name, size = _NUMBERS[kind]
-            value = int.from_bytes(block[at : at + size], "big")
-            at += size
-        elif kind in _TEXTS or kind in _BINARIES:
-            stop = at + 2 + (block[at] << 8 | block[at + 1])
-            raw = block[at + 2 : stop]
-            name, value = (_TEXTS[kind], raw.decode()) if kind in _TEXTS else (_BINARIES[kind], raw)
-            at = stop
-        elif kind == 0x23:
-            raise TopicAliasUsed("a PUBLISH with a topic alias, though none was allowed [MQTT-3.3.2-9]")
+            users.append((block[at + 3 : middle].decode(), block[middle + 2 : stop].decode()))
+        elif kind == 0x0B:
+            number, stop = _subscription_id(block, at + 1)
+            ids.append(number)
+        elif kind == 0x03 and content_type is None:
+            stop = at + 3 + (block[at + 1] << 8 | block[at + 2])
+            content_type = block[at + 3 : stop].decode()
+        elif kind == 0x08 and response_topic is None:
+            stop = at + 3 + (block[at + 1] << 8 | block[at + 2])
+            response_topic = block[at + 3 : stop].decode()
+        elif kind == 0x09 and correlation_data is None:
+            stop = at + 3 + (block[at + 1] << 8 | block[at + 2])
+            correlation_data = block[at + 3 : stop]
+        elif kind == 0x02 and expiry is None:
+            stop = at + 5
+            expiry = int.from_bytes(block[at + 1 : stop], "big")
+        elif kind == 0x01 and format_indicator is None:
+            stop = at + 2
+            format_indicator = block[at + 1]
         else:
-            raise ValueError(f"its properties have one that a PUBLISH has not (0x{kind:02X}) [MQTT5 §2.2.2.2]")
-        if name in found:
-            raise ValueError(f"its properties have {name} twice [MQTT5 §3.3.2.3]")
-        found[name] = value
+            raise _unexpected(kind)
+        at = stop
     if at > end:
         raise IndexError(at)
-    if found.get("payload_format_indicator", 0) > 1:
-        raise ValueError("its payload_format_indicator is neither 0 nor 1 [MQTT5 §3.3.2.3.2]")
-    return Properties(user_properties=tuple(users), subscription_ids=tuple(ids), **found)
+    if format_indicator is not None and format_indicator > 1:
+        raise ValueError("its payload format indicator is neither 0 nor 1 [MQTT5 §3.3.2.3.2]")
+    return Properties(
+        content_type,
+        response_topic,
+        correlation_data,
+        tuple(users),
+        expiry,
+        format_indicator or 0,
+        tuple(ids),
+    )
+
+
+def _unexpected(kind: int) -> ValueError:
+    if kind == 0x23:
+        return TopicAliasUsed("a PUBLISH with a topic alias, though none was allowed [MQTT-3.3.2-9]")
+    if kind in {0x01, 0x02, 0x03, 0x08, 0x09}:
+        return ValueError(f"its properties have one twice (0x{kind:02X}) [MQTT5 §3.3.2.3]")
+    return ValueError(f"its properties have one that a PUBLISH has not (0x{kind:02X}) [MQTT5 §2.2.2.2]")
 
 
 def _subscription_id(block: bytes, at: int) -> tuple[int, int]:
