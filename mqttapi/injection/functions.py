@@ -17,7 +17,7 @@ from mqttapi.injection.hints import MISSING, show
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-__all__ = ["Kind", "Parameter", "called", "identity", "kind_of", "parameters_of"]
+__all__ = ["Kind", "Parameter", "called", "identity", "kind_of", "parameters_of", "returned_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +63,35 @@ def _parameter(function: Callable[..., Any], parameter: inspect.Parameter, owner
             f"{owner}: '{stars}{parameter.name}' would get nothing: payload keys never become arguments. "
             "Name each parameter; for the whole payload write 'payload: dict'."
         )
-    hint = _resolve(function, parameter, owner)
+    hint = _resolve(function, parameter.name, parameter.annotation, owner)
     return Parameter(parameter.name, hint, parameter.default, parameter.kind is parameter.KEYWORD_ONLY)
 
 
-def _resolve(function: Callable[..., Any], parameter: inspect.Parameter, owner: str) -> Any:
+def returned_by(function: Callable[..., Any], owner: str) -> Any:
+    """The hint of what a function returns.
+
+    Raises:
+        ConfigurationError: When it cannot be resolved.
+    """
+    return _resolve(function, "return", inspect.signature(function).return_annotation, owner)
+
+
+def _resolve(function: Callable[..., Any], name: str, annotation: Any, owner: str) -> Any:
     """The hint, with the texts in it evaluated, at whatever depth they are."""
-    if parameter.annotation is MISSING:
+    if annotation is MISSING:
         return MISSING
-    holder: Any = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    holder: Any = types.SimpleNamespace(__annotations__={name: annotation})
     plain = _plain_function(function)
     module: Mapping[str, Any] = getattr(plain, "__globals__", {})
     try:
         hints = typing.get_type_hints(holder, dict(module), _local_names(plain), include_extras=True)
     except Exception as error:  # noqa: BLE001  whatever evaluating a text raises
-        text = parameter.annotation if isinstance(parameter.annotation, str) else show(parameter.annotation)
+        text = annotation if isinstance(annotation, str) else show(annotation)
         raise ConfigurationError(
-            f"{owner}: the hint {text!r} of {parameter.name!r} cannot be resolved: {error}. "
+            f"{owner}: the hint {text!r} of {name!r} cannot be resolved: {error}. "
             f"Import or define it in the module of {owner}, not under 'if TYPE_CHECKING'."
         ) from None
-    return hints[parameter.name]
+    return hints[name]
 
 
 def _plain_function(function: Any) -> Any:

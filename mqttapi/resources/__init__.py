@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError
+from mqttapi.injection.functions import called, parameters_of, returned_by
+from mqttapi.injection.hints import MISSING, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,21 +36,18 @@ class Resource:
         Raises:
             ConfigurationError: When a hint is missing or is no class.
         """
-        label = f"resource {getattr(function, '__name__', repr(function))}()"
-        try:
-            hints = typing.get_type_hints(function)
-        except NameError as error:
-            raise ConfigurationError(f"{label}: a hint cannot be resolved: {error}") from None
-        provided = hints.pop("return", None)
+        label = f"resource {called(function)}"
+        hints = {parameter.name: parameter.hint for parameter in parameters_of(function, label)}
+        provided = returned_by(function, label)
         if typing.get_origin(provided) in _YIELDS:
             provided = typing.get_args(provided)[0]
-        if not isinstance(provided, type):
+        if not _is_class(provided):
             raise ConfigurationError(
                 f"{label} must say what it provides, by a class: '-> AsyncIterator[httpx.AsyncClient]', say; "
-                f"its return hint is {provided!r}"
+                f"its return hint is {show(provided)}"
             )
-        for name in inspect.signature(function).parameters:
-            if not isinstance(hints.get(name), type):
+        for name, hint in hints.items():
+            if not _is_class(hint):
                 raise ConfigurationError(
                     f"{label}: parameter {name!r} must have App or the type of an earlier resource as its hint"
                 )
@@ -57,7 +56,7 @@ class Resource:
     @property
     def label(self) -> str:
         """What error texts call it."""
-        return f"resource {getattr(self.function, '__name__', repr(self.function))}()"
+        return f"resource {called(self.function)}"
 
     async def open(self, stack: contextlib.AsyncExitStack, opened: Mapping[type, object]) -> object:
         """Open it, with what is open already; `stack` closes it."""
@@ -74,3 +73,7 @@ class Resource:
             return stack.enter_context(contextlib.contextmanager(self.function)(**arguments))
         value = self.function(**arguments)
         return await value if isinstance(value, Awaitable) else value
+
+
+def _is_class(hint: object) -> bool:
+    return isinstance(hint, type) and hint not in {Any, MISSING, object}

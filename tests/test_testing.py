@@ -1,0 +1,291 @@
+"""`TestClient`: the app's own router, plans and lanes, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel
+
+from mqttapi import (
+    NO_REPLY,
+    App,
+    ConfigurationError,
+    Context,
+    Depends,
+    Drop,
+    InvalidTopic,
+    Message,
+    NotConnected,
+    Publish,
+    Publisher,
+    Reject,
+    RetryLater,
+)
+from mqttapi.testing import TestClient
+
+
+class Reading(BaseModel):
+    temperature: float
+
+
+async def test_what_a_handler_publishes_is_recorded_in_order() -> None:
+    app = App()
+
+    @app.topic("s/<id>")
+    async def relay(id: str, reading: Reading, publisher: Publisher) -> Publish:
+        await publisher.publish("a/<id>", reading, params={"id": id})
+        return Publish("b", "text", qos=0)
+
+    async with TestClient(app) as client:
+        delivery = await client.publish("s/7", {"temperature": 9})
+    assert (delivery.outcome, delivery.reason) == ("done", "")
+    assert [(p.topic, p.payload) for p in client.published] == [("a/7", b'{"temperature":9.0}'), ("b", b"text")]
+
+
+async def test_each_kind_of_outcome_has_its_reason() -> None:
+    app = App()
+
+    @app.topic("s/<kind>")
+    async def handler(kind: str, reading: Reading) -> None:
+        match kind:
+            case "dropped":
+                raise Drop("not for us")
+            case "rejected":
+                raise Reject("no such device")
+            case "failed":
+                raise ValueError("broken")
+
+    async with TestClient(app, raise_exceptions=False) as client:
+        good = {"temperature": 1}
+        for kind, reason in (
+            ("done", ""),
+            ("dropped", "not for us"),
+            ("rejected", "no such device"),
+            ("failed", "raised ValueError"),
+        ):
+            delivery = await client.publish(f"s/{kind}", good)
+            assert (delivery.outcome, delivery.reason) == (kind, reason)
+        delivery = await client.publish("s/done", {"temperature": "hot"})
+        assert delivery.outcome == "rejected"
+        assert delivery.reason.startswith("temperature: ")
+        assert "hot" not in delivery.reason
+        assert (await client.publish("elsewhere")).outcome == "unmatched"
+
+
+async def test_publish_raises_what_the_handler_raised_unless_told_not_to() -> None:
+    app = App()
+
+    @app.topic("s")
+    async def broken() -> None:
+        raise ValueError("broken")
+
+    async with TestClient(app) as client:
+        with pytest.raises(ValueError, match="broken"):
+            await client.publish("s")
+
+
+async def test_several_routes_each_have_an_outcome_and_the_worst_counts() -> None:
+    app = App()
+
+    @app.topic("s/#", name="good")
+    async def good() -> None: ...
+
+    @app.topic("s/<id>", name="bad")
+    async def bad() -> None:
+        raise Reject("bad")
+
+    async with TestClient(app) as client:
+        delivery = await client.publish("s/1")
+    assert {name: outcome.kind for name, outcome in delivery.outcomes.items()} == {"good": "done", "bad": "rejected"}
+    assert (delivery.outcome, delivery.reason) == ("rejected", "bad")
+
+
+async def test_a_reply_goes_to_the_response_topic_with_its_correlation_data() -> None:
+    app = App()
+
+    @app.topic("ask/<what>")
+    async def answer(what: str) -> Any:
+        return {"none": None, "quiet": NO_REPLY}.get(what, {"answer": what})
+
+    async with TestClient(app) as client:
+        correlation = bytes(range(16))
+        delivery = await client.publish("ask/x", response_topic="replies/1", correlation_data=correlation)
+        assert delivery.reply is not None
+        assert delivery.reply.payload == b'{"answer":"x"}'
+        assert delivery.reply.correlation_data == correlation
+        nothing = await client.publish("ask/none", response_topic="replies/1")
+        assert nothing.reply is not None
+        assert nothing.reply.payload == b""
+        assert (await client.publish("ask/quiet", response_topic="replies/1")).reply is None
+        assert (await client.publish("ask/x")).reply is None
+
+
+async def test_middleware_sees_and_replaces_the_payload_and_may_stop() -> None:
+    app = App()
+    seen: list[float] = []
+
+    @app.middleware
+    async def convert(context: Context, call_next: Any) -> Any:
+        if context["topic"] == "s/stop":
+            return None
+        context["payload"] = {"temperature": context["payload"]["celsius"]}
+        context["tenant"] = "t"
+        return await call_next(context)
+
+    @app.topic("s/<id>")
+    async def handler(reading: Reading, context: Context, message: Message) -> None:
+        assert context["tenant"] == "t"
+        assert message.payload == b'{"celsius":4}'
+        seen.append(reading.temperature)
+
+    async with TestClient(app) as client:
+        assert (await client.publish("s/1", {"celsius": 4})).outcome == "done"
+        assert (await client.publish("s/stop", {"celsius": 4})).outcome == "done"
+    assert seen == [4.0]
+
+
+async def test_retry_later_runs_dependencies_and_handler_again_and_middleware_of_the_app_once() -> None:
+    app = App()
+    runs = {"app": 0, "dependency": 0, "handler": 0}
+
+    @app.middleware
+    async def count(context: Context, call_next: Any) -> Any:
+        runs["app"] += 1
+        return await call_next(context)
+
+    async def dependency() -> int:
+        runs["dependency"] += 1
+        return runs["dependency"]
+
+    @app.topic("s")
+    async def handler(context: Context, value: Annotated[int, Depends(dependency)]) -> None:
+        runs["handler"] += 1
+        assert context.attempt == value
+        if context.attempt < 3:
+            raise RetryLater(0)
+
+    async with TestClient(app) as client:
+        assert (await client.publish("s")).outcome == "done"
+    assert runs == {"app": 1, "dependency": 3, "handler": 3}
+
+
+async def test_an_overridden_resource_is_never_opened() -> None:
+    class Database:
+        pass
+
+    app = App()
+    opened: list[str] = []
+
+    @app.resource
+    async def database() -> AsyncIterator[Database]:
+        opened.append("opened")
+        yield Database()
+        opened.append("closed")
+
+    got: list[Database] = []
+
+    @app.topic("s")
+    async def handler(database: Database) -> None:
+        got.append(database)
+
+    async with TestClient(app) as client:
+        await client.publish("s")
+    assert opened == ["opened", "closed"]
+    fake = Database()
+    app.dependency_overrides[Database] = lambda: fake
+    async with TestClient(app) as client:
+        await client.publish("s")
+    assert opened == ["opened", "closed"]
+    assert got[1] is fake
+
+
+async def test_a_resource_gets_the_resources_before_it() -> None:
+    class First:
+        pass
+
+    class Second:
+        def __init__(self, first: First) -> None:
+            self.first = first
+
+    app = App()
+
+    @app.resource
+    def first() -> Iterator[First]:
+        yield First()
+
+    @app.resource
+    async def second(first: First, app: App) -> Second:
+        return Second(first)
+
+    @app.topic("s")
+    async def handler(first: First, second: Second) -> None:
+        assert second.first is first
+
+    async with TestClient(app) as client:
+        assert (await client.publish("s")).outcome == "done"
+
+
+def test_a_resource_says_what_it_provides() -> None:
+    with pytest.raises(ConfigurationError, match=r"resource http\(\) must say what it provides"):
+
+        @App().resource
+        async def http() -> Any: ...
+
+
+async def test_nothing_can_be_registered_while_the_app_runs() -> None:
+    app = App()
+
+    async def handler() -> None: ...
+
+    async with TestClient(app):
+        with pytest.raises(ConfigurationError, match="routes are frozen once the app has started"):
+            app.topic("s")(handler)
+        with pytest.raises(ConfigurationError, match="is running already"):
+            async with TestClient(app):
+                pass
+
+
+async def test_publishing_before_the_start_says_so() -> None:
+    with pytest.raises(NotConnected, match="the app is not running"):
+        await App().publish("s", "x")
+
+
+async def test_an_invalid_topic_is_refused() -> None:
+    async with TestClient(App()) as client:
+        with pytest.raises(InvalidTopic):
+            await client.publish("s/+")
+
+
+async def test_messages_of_one_topic_run_in_order_and_others_meanwhile() -> None:
+    app = App()
+    order: list[str] = []
+    gate = asyncio.Event()
+
+    @app.topic("s/<id>")
+    async def handler(id: str, payload: str) -> None:
+        if payload == "first":
+            await gate.wait()
+        order.append(f"{id}:{payload}")
+
+    async with TestClient(app) as client:
+        tasks = [asyncio.create_task(client.publish("s/1", text)) for text in ("first", "second")]
+        await asyncio.gather(*(client.publish("s/2", text) for text in ("x", "y")))
+        assert order == ["2:x", "2:y"]
+        gate.set()
+        await asyncio.gather(*tasks)
+    assert order == ["2:x", "2:y", "1:first", "1:second"]
+
+
+def test_plain_tests_use_sync() -> None:
+    app = App()
+
+    @app.topic("s/<id>")
+    async def handler(id: str, publisher: Publisher) -> None:
+        await publisher.publish("out", id)
+
+    with TestClient(app).sync() as client:
+        assert client.publish("s/3").outcome == "done"
+        assert client.published[0].payload == b"3"
