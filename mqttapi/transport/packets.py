@@ -207,18 +207,22 @@ class Splitter:
                     self._publish(first, body, stop)
                     continue
                 topic_end = at = body + 2 + (data[body] << 8 | data[body + 1])
+                qos = packet_id = 0
                 if first & 0x06:
                     at += 2
-                if at >= stop:
-                    self._publish(first, body, stop)
-                    continue
+                    qos = first >> 1 & 0x03
+                    packet_id = data[topic_end] << 8 | data[topic_end + 1] if at < stop else 0
+                    if qos == 3 or not packet_id:
+                        self._publish(first, body, stop)
+                        continue
                 if mqtt5:
+                    if at >= stop or data[at] >= 0x80:
+                        self._publish(first, body, stop)
+                        continue
                     before = at + 1
                     at = before + data[at]
                     block = data[before:at]
-                qos = first >> 1 & 0x03
-                packet_id = data[topic_end] << 8 | data[topic_end + 1] if qos else 0
-                if at > stop or stop - at > max_payload or len(block) >= 0x80 or (qos and (qos == 3 or not packet_id)):
+                if not 0 <= stop - at <= max_payload:
                     self._publish(first, body, stop)
                     continue
                 topic = topics.get(data[body + 2 : topic_end])
