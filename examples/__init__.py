@@ -1,0 +1,1 @@
+"""Programs that show MQTTAPI. The documentation includes them, and the tests run them."""
