@@ -19,7 +19,7 @@ import asyncio
 import types
 from collections import deque
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
 from mqttapi.context import Context
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mqttapi.middleware import Endpoint
     from mqttapi.routing import Route
 
-__all__ = ["HandlerTimeout", "Lane", "Origin", "Run", "Runner", "Target", "Workers"]
+__all__ = ["HandlerTimeout", "Lane", "Origin", "Run", "Runner", "Target", "Workers", "attempt_error"]
 
 LOOP_TURN = 0.005
 """Seconds that handlers which never wait run in a row, before the event loop gets its turn."""
@@ -42,6 +42,15 @@ SWEEP = 0.25
 """Seconds between two looks at the deadlines of handlers that wait."""
 _CLOCK_EVERY = 16
 """Runs between two looks at the clock."""
+_OVERDUE = -1.0
+"""In place of a deadline: it has passed, and the task was cancelled."""
+
+
+COUNTED = ("done", "dropped", "rejected", "failed", "retried", "dead_lettered", "spooled", "replies_failed")
+"""What is counted per route: how runs ended, then what happened on the way."""
+
+Again: TypeAlias = "Callable[[Run, BaseException], Awaitable[object]]"
+"""Runs a route again that has raised an exception; gives what it returns in the end, or raises what it raises."""
 
 
 class Origin(Protocol):
@@ -64,13 +73,26 @@ class Lane:
 class Runner:
     """A route that runs: its endpoint with all the middleware around it, its lanes and its bounds."""
 
-    __slots__ = ("backlog", "counts", "endpoint", "index", "lanes", "limit", "order", "route", "running", "timeout")
+    __slots__ = (
+        "again",
+        "backlog",
+        "counts",
+        "endpoint",
+        "index",
+        "lanes",
+        "limit",
+        "order",
+        "route",
+        "running",
+        "timeout",
+    )
 
-    def __init__(self, route: Route, endpoint: Endpoint, index: int = 0) -> None:
+    def __init__(self, route: Route, endpoint: Endpoint, index: int = 0, again: Again | None = None) -> None:
         self.route = route
         self.index = index  # in the order of registration
-        self.counts = dict.fromkeys(("done", "dropped", "rejected", "failed"), 0)
+        self.counts = dict.fromkeys(COUNTED, 0)
         self.endpoint = endpoint
+        self.again = again  # where it is not within the endpoint: what to do when that raises
         self.timeout = route.timeout
         self.order = route.ordered_by
         self.limit = route.concurrency
@@ -109,10 +131,14 @@ class Target:
 class Run(Context):
     """The context of one message on one route, with what the engine needs to know about it."""
 
-    __slots__ = ("deadline", "lane", "origin", "runner", "ticket")
+    __slots__ = ("began", "deadline", "lane", "origin", "returned", "runner", "ticket")
 
+    began: float
+    """On the clock of the loop: when it was first seen to wait. Only there once it has waited, as is the next one."""
     deadline: float | None
-    """On the clock of the loop: when the attempt has taken too long. Only there while the handler waits."""
+    """When the attempt has taken too long."""
+    returned: bool
+    """Whether the handler itself returned; only there where the route has `publish_to`."""
 
     def __init__(self, message: Message, target: Target, app: App, origin: Origin, ticket: Any) -> None:
         self.message = message
@@ -127,8 +153,31 @@ class Run(Context):
         self.ticket = ticket
 
 
-class HandlerTimeout(Exception):
-    """Raised in place of a handler's result when an attempt took longer than the route's `timeout`."""
+class HandlerTimeout(TimeoutError):
+    """Raised in place of a handler's result when an attempt took longer than the route's `timeout`, or `max_hold`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"took longer than {seconds:g} s")
+
+
+def attempt_error(run: Run, error: BaseException) -> BaseException:
+    """What an attempt of the current task is taken to have raised: `HandlerTimeout` where the sweep cancelled it."""
+    if not _uncancel_overdue(run) or not isinstance(error, asyncio.CancelledError):
+        return error
+    timeout = HandlerTimeout(run.runner.timeout or 0.0)
+    timeout.__cause__ = error
+    return timeout
+
+
+def _uncancel_overdue(run: Run) -> bool:
+    """Whether the sweep cancelled the current task for this run; if so, it takes no notice of that any more."""
+    if getattr(run, "deadline", None) != _OVERDUE:
+        return False
+    run.deadline = None
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+    return True
 
 
 class Workers:
@@ -136,7 +185,8 @@ class Workers:
 
     Args:
         finish: Called with a run and what its endpoint returned, when something has to be done about it.
-        fail: Called with a run and what its endpoint raised; says how the run ended.
+        fail: Called with a run and what its endpoint raised; says how the run ended. None: not at all, so it stays
+            unacknowledged, and what comes after it in its lane stays where it is.
         fatal: Called with a `SystemExit` or `KeyboardInterrupt` that a handler raised: the app should stop.
         context: Each run gets a copy of it.
         name: Of the tasks, for debuggers and logs.
@@ -146,7 +196,7 @@ class Workers:
         self,
         *,
         finish: Callable[[Run, object], Awaitable[Outcome]],
-        fail: Callable[[Run, BaseException], Awaitable[Outcome]],
+        fail: Callable[[Run, BaseException], Awaitable[Outcome | None]],
         fatal: Callable[[BaseException], None],
         context: contextvars.Context,
         name: str,
@@ -167,7 +217,7 @@ class Workers:
         self._searcher: asyncio.Task[None]
         self._current: Run | None = None  # what the searching task runs
         self._waiting: dict[asyncio.Task[None], Run] = {}
-        self._overdue: set[asyncio.Task[None]] = set()
+        self._held: list[Lane] = []  # of runs without an outcome
         self._sweep: asyncio.TimerHandle | None = None
         self._stopping = False
         self._drained: asyncio.Future[None] | None = None
@@ -201,8 +251,8 @@ class Workers:
             self._tasks.add(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
 
     async def drain(self) -> None:
-        """Return when every run has ended."""
-        while self.outstanding:
+        """Return when every run has ended, but for those behind one that has no outcome: all of these come again."""
+        while self.outstanding > self._unreachable():
             self._drained = self._loop.create_future()
             await self._drained
 
@@ -238,13 +288,13 @@ class Workers:
                     error = raised
                 searching = self._current is run
                 if not searching:
-                    error = self._back(task, error)
+                    error = self._back(task, run, error)
                 outcome: Outcome | None = DONE
                 if error is not None or result is not None or run.message._properties.response_topic:
                     searching = self._pass_search(searching)
                     outcome = await self._settle(run, result, error)
                 if outcome is None:
-                    self._forget()
+                    self._hold(run)
                 else:
                     self._end(run, outcome)
                 if copy_context() != clean:
@@ -281,6 +331,7 @@ class Workers:
         if run is None:
             return
         now = self._loop.time()
+        run.began = now
         run.deadline = None if run.runner.timeout is None else now + run.runner.timeout
         self._waiting[self._searcher] = run
         if self._sweep is None:
@@ -295,40 +346,51 @@ class Workers:
             self.wake()
         return False
 
-    def _back(self, task: asyncio.Task[None], error: BaseException | None) -> BaseException | None:
+    def _back(self, task: asyncio.Task[None], run: Run, error: BaseException | None) -> BaseException | None:
         """A handler that waited has ended; gives what it is taken to have raised."""
         del self._waiting[task]
-        if task in self._overdue:
-            self._overdue.discard(task)
-            task.uncancel()
-            if isinstance(error, asyncio.CancelledError):
-                return HandlerTimeout()
-        return error
+        if error is None:
+            _uncancel_overdue(run)
+            return None
+        return attempt_error(run, error)
 
     async def _settle(self, run: Run, result: object, error: BaseException | None) -> Outcome | None:
         """How a run ended that answered or raised; None: without an outcome, and so it stays unacknowledged."""
+        if error is not None and run.runner.again is not None:
+            try:
+                result, error = await run.runner.again(run, error), None
+            except BaseException as raised:  # noqa: BLE001  a handler may raise anything
+                error = raised
         if error is None:
             try:
                 return await self._finish(run, result)
             except Exception as failure:  # noqa: BLE001  what `finish` does is the app's as well
                 error = failure
         if isinstance(error, asyncio.CancelledError):
-            if self._stopping:
-                raise error
-            task = asyncio.current_task()
-            while task is not None and task.cancelling():  # else the next `asyncio.timeout` of this task misfires
-                task.uncancel()
+            self._not_ours(error)
         elif isinstance(error, SystemExit | KeyboardInterrupt):
             self._fatal(error)
             return None
-        return await self._fail(run, error)
+        try:
+            return await self._fail(run, error)
+        except asyncio.CancelledError as cancelled:
+            self._not_ours(cancelled)
+            return Outcome("failed", "was cancelled while it failed", cancelled)
+
+    def _not_ours(self, cancelled: asyncio.CancelledError) -> None:
+        """A handler was cancelled, or said so: it is a failure of its own, unless we did it."""
+        if self._stopping:
+            raise cancelled
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():  # else the next `asyncio.timeout` of this task misfires
+            task.uncancel()
 
     def _look_at_deadlines(self) -> None:
         """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits."""
         now = self._loop.time()
         for task, run in self._waiting.items():
-            if run.deadline is not None and run.deadline <= now and task not in self._overdue:
-                self._overdue.add(task)
+            if run.deadline is not None and _OVERDUE != run.deadline <= now:
+                run.deadline = _OVERDUE
                 task.cancel()
         self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines) if self._waiting else None
 
@@ -341,9 +403,7 @@ class Workers:
         run.origin.ended(run, outcome)
         self._forget()
         if runner.limit is not None:
-            runner.running -= 1
-            if runner.backlog:
-                self._admit(runner.backlog.popleft())
+            self._release(runner)
         lane = run.lane
         if lane is not None:
             if not lane.waiting:
@@ -352,6 +412,24 @@ class Workers:
                 self._ready.append(lane.waiting.popleft())
             else:
                 self._admit(lane.waiting.popleft())
+
+    def _hold(self, run: Run) -> None:
+        """A run is over without an outcome: its lane stays busy, so that nothing overtakes the message."""
+        if run.lane is not None:
+            self._held.append(run.lane)
+        self._forget()
+        if run.runner.limit is not None:
+            self._release(run.runner)
+
+    def _unreachable(self) -> int:
+        """Runs that will never begin."""
+        return sum(len(lane.waiting or ()) for lane in self._held)
+
+    def _release(self, runner: Runner) -> None:
+        """One of the route's places is free."""
+        runner.running -= 1
+        if runner.backlog:
+            self._admit(runner.backlog.popleft())
 
     def _admit(self, run: Run) -> None:
         runner = run.runner
@@ -363,7 +441,7 @@ class Workers:
 
     def _forget(self) -> None:
         self.outstanding -= 1
-        if not self.outstanding and self._drained is not None and not self._drained.done():
+        if self._drained is not None and not self._drained.done() and self.outstanding <= self._unreachable():
             self._drained.set_result(None)
 
 
