@@ -129,7 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="examples.plant", description=__doc__)
     parser.add_argument("--seconds", type=float, help="end by itself after so long; else Ctrl-C ends it")
     parser.add_argument("--devices", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=10.0, help="messages per second of each device (default: 10)")
+    parser.add_argument("--rate", type=float, default=5.0, help="messages per second of each device (default: 5)")
     parser.add_argument("--port", type=int, default=1883, help="of the broker; the next free one where it is taken")
     options = parser.parse_args()
 
