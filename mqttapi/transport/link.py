@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mqttapi.config import client_id_warnings
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
 from mqttapi.runtime.dispatcher import subscription_id
-from mqttapi.transport.connection import Connection, Subscription
+from mqttapi.transport.connection import Subscription
+from mqttapi.transport.dialer import TAKEN_OVER, Dialer
 from mqttapi.transport.receiving import receiver_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mqttapi.runtime.intake import Intake
-    from mqttapi.transport.connection import Closed
+    from mqttapi.transport.connection import Closed, Connection
     from mqttapi.transport.handshake import Connack, ConnectionOptions
     from mqttapi.transport.receiving import Receiver
 
@@ -25,12 +26,6 @@ __all__ = ["Link", "Subscribed"]
 
 log = logging.getLogger("mqttapi.link")
 
-SHORT_LIFE = 5.0
-"""Seconds: a connection that ends sooner counts as a failed attempt."""
-MAX_DELAY = 30.0
-"""Seconds between two attempts, at most."""
-TAKEN_OVER = 0x8E
-"""Reason code of the DISCONNECT that a client gets when another one comes with its id [MQTT5 §3.14.2.1]."""
 _REFUSED = 0x80
 
 
@@ -68,16 +63,15 @@ class Link:
         """Done once the first subscription stands."""
         self.state = "not connected yet"
         """What is not ready and why; empty when all is well."""
+        self.on_change: Callable[[], None] | None = None
+        """Called when the subscriptions stand, and when they do no longer."""
         self._options = options
         self._subscriptions = subscriptions
-        self._fallback = protocol_fallback
+        self._dialer = Dialer(options, protocol_fallback=protocol_fallback)
         self._max_payload = max_payload
         self._connection: Connection | None = None
         self._receiver: Receiver | None = None
         self._closing = False
-        self._failures = 0
-        self._never_answered = 0
-        self._had_session = False
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -93,12 +87,13 @@ class Link:
                 await self._one_connection()
             except ConnectionRefused as error:
                 if not self.ready.done() or error.reason_code == TAKEN_OVER:
+                    self._becomes(str(error))
                     raise
-                self._failed(error)
+                self._failed(logging.ERROR, str(error))
             except BrokerError as error:
-                self._failed(error)
-            if self._failures:
-                await asyncio.sleep(self._delay())
+                self._failed(logging.WARNING, str(error))
+            if not self._closing:
+                await asyncio.sleep(self._dialer.delay())
 
     async def close(self, session_expiry: int | None = None) -> None:
         """Write what is due, and DISCONNECT."""
@@ -108,82 +103,90 @@ class Link:
 
     async def _one_connection(self) -> None:
         assert self.intake is not None  # noqa: S101  set before `run`
-        options = self._options
-        connection = Connection(options)
+        first = not self._dialer.stood
+        connection, connack = await self._dialer.open()
         try:
-            connack = await connection.open()
-        except BrokerError as error:
-            if self._fall_back(error, options):
+            if self._closing:
                 return
-            raise
-        self._never_answered = 0
-        self._note_session(connack, options)
-        self._connection = connection
-        self._receiver = receiver_of(connection, self.intake, self._max_payload)
-        self.intake.connected(connack.session_present, mqtt5=options.protocol == "5")
-        began = asyncio.get_running_loop().time()
-        try:
+            self._note_connack(connack, connection.options, first=first)
+            self._connection = connection
+            self._receiver = receiver_of(connection, self.intake, self._max_payload)
+            self.intake.connected(connack.session_present, mqtt5=connection.options.mqtt5)
             self._receiver.start()
-            await self._subscribe(connection, connack, options)
-            closed = await connection.closed
+            await self._subscribe(connection, connack)
+            await asyncio.shield(connection.closed)
+        except NotConnected:
+            if not connection.closed.done():  # else `_ended` says why there is no SUBACK
+                raise
         finally:
             self._connection = self._receiver = None
             self.intake.disconnected()
             if not connection.closed.done():
                 await connection.close()
-        self._after(closed, asyncio.get_running_loop().time() - began)
+            self._dialer.ended(connection.closed.result())
+        self._ended(connection.closed.result())
 
-    def _fall_back(self, error: BrokerError, options: ConnectionOptions) -> bool:
-        """Whether to go on with MQTT 3.1.1: only on the first connection ever, and only from 5."""
-        if not self._fallback or options.protocol != "5" or self.ready.done():
-            return False
-        unsupported = isinstance(error, ConnectionRefused) and error.reason_code == 0x84
-        if isinstance(error, NotConnected) and error.closed_before_connack:
-            self._never_answered += 1
-        if not unsupported and self._never_answered < 3:
-            return False
-        log.warning(
-            "%s does not speak MQTT 5: going on with MQTT 3.1.1. MQTT_PROTOCOL=3.1.1 says so from the start",
-            options.where,
-        )
-        self._options = replace(options, protocol="3.1.1")
-        return True
-
-    def _note_session(self, connack: Connack, options: ConnectionOptions) -> None:
-        if self._had_session and not connack.session_present and not options.clean_start:
+    def _note_connack(self, connack: Connack, options: ConnectionOptions, *, first: bool) -> None:
+        if first and options.protocol != self._options.protocol:
+            log.warning(
+                "%s does not speak MQTT 5: going on with MQTT 3.1.1. MQTT_PROTOCOL=3.1.1 says so from the start",
+                options.where,
+            )
+            for warning in client_id_warnings(options.client_id, options.protocol):
+                log.warning("%s", warning)
+        if not first and not connack.session_present and not options.clean_start:
             log.warning(
                 "session lost: %s has forgotten the session of %s; messages that waited there may be lost",
                 options.where,
                 options.client_id,
             )
-        self._had_session = True
+        granted = connack.session_expiry
+        if first and granted is not None and granted < options.session_expiry:
+            log.warning(
+                "%s keeps the session of %s for %d s only, not for %d s: what comes in a longer absence is lost",
+                options.where,
+                options.client_id,
+                granted,
+                options.session_expiry,
+            )
 
-    def _after(self, closed: Closed, lived: float) -> None:
-        if closed.by_us and self._closing:
-            return
+    def _ended(self, closed: Closed) -> None:
+        """Say why a connection is no more; raises where another client has taken our place."""
+        name = self._options.client_id
         if closed.reason_code == TAKEN_OVER:
             raise ConnectionRefused(
-                "the client id was taken over by another client: every process needs an id of its own. "
+                f"client id {name!r} was taken over by another client: every process needs an id of its own. "
                 "Set MQTT_INSTANCE (or MQTT_CLIENT_ID) apart",
                 reason_code=TAKEN_OVER,
             )
-        self.state = f"connection lost: {closed.reason}"
-        self._failures = self._failures + 1 if lived < SHORT_LIFE else 1
-        log.warning("connection lost: %s; connecting again", closed.reason)
+        if self._closing:
+            if not closed.by_us:
+                log.warning("connection lost while stopping: %s; what is not acknowledged comes again", closed.reason)
+            self._becomes("stopped")
+        elif self._dialer.rival:
+            self._failed(
+                logging.ERROR,
+                f"connection lost {self._dialer.evictions} times, each time soon after it stood: is client id {name!r} "
+                "used elsewhere? Every process needs an id of its own: set MQTT_INSTANCE (or MQTT_CLIENT_ID) apart",
+            )
+        else:
+            self._failed(logging.WARNING, f"connection lost: {closed.reason}")
 
-    def _failed(self, error: BrokerError) -> None:
-        self._failures += 1
-        self.state = str(error)
-        level = logging.WARNING if self._failures == 1 else logging.DEBUG
-        log.log(level, "%s; trying again until it works", error)
+    def _failed(self, level: int, text: str) -> None:
+        if self._closing:
+            return
+        log.log(level if self._dialer.is_news(text) else logging.DEBUG, "%s; trying again until it works", text)
+        self._becomes(text)
 
-    def _delay(self) -> float:
-        """Exponential backoff with full jitter; the first attempt after a loss is nearly immediate."""
-        return random.uniform(0, min(MAX_DELAY, 0.1 * 2 ** min(self._failures, 10)))  # noqa: S311  no secret
+    def _becomes(self, state: str) -> None:
+        self.state = state
+        if self.on_change is not None:
+            self.on_change()
 
     # -- subscriptions --------------------------------------------------------------------------------------------
 
-    async def _subscribe(self, connection: Connection, connack: Connack, options: ConnectionOptions) -> None:
+    async def _subscribe(self, connection: Connection, connack: Connack) -> None:
+        options = connection.options
         self._refuse_missing_features(connack, options)
         with_ids = connack.subscription_ids_available
         wanted = [
@@ -212,13 +215,12 @@ class Link:
                     code,
                     each.qos,
                 )
-        self.state = ""
-        self._failures = 0
         if self.ready.done():
             log.info("connected again and subscribed")
         else:
             log.info("connected to %s as %s, subscribed to %d filters", options.where, options.client_id, len(wanted))
             self.ready.set_result(None)
+        self._becomes("")
 
     def _refuse_missing_features(self, connack: Connack, options: ConnectionOptions) -> None:
         for each in self._subscriptions:

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import random
 import threading
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
@@ -26,15 +25,16 @@ from paho.mqtt.packettypes import PacketTypes
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected, PublishQueueFull, PublishRefused
 from mqttapi.message import printable
 from mqttapi.publisher import PublishResult
-from mqttapi.transport.connection import Connection
+from mqttapi.transport.dialer import Dialer
 from mqttapi.transport.encoding import DUP, encode_publish, encode_pubrel, has_properties
 from mqttapi.transport.handshake import Connack, make_properties, reason_text
 from mqttapi.transport.packet_ids import PacketIds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from mqttapi.publisher import Publish
+    from mqttapi.transport.connection import Connection
     from mqttapi.transport.handshake import ConnectionOptions
 
 __all__ = ["PublishingConnection"]
@@ -43,17 +43,12 @@ log = logging.getLogger("mqttapi.publishing")
 
 SESSION_EXPIRY: Final = 300
 """Seconds that the broker keeps the state of QoS 1 and 2 publishes over a lost connection."""
-MAX_DELAY: Final = 30.0
-"""Seconds between two attempts to connect, at most."""
-SHORT_LIFE: Final = 5.0
-"""Seconds: a connection that ends sooner counts as a failed attempt."""
 RESERVE: Final = 0.1
 """What dead letters may take beyond the bounds, as a share of them."""
 _WINDOW: Final = 65_000  # below 65,535: SUBSCRIBE needs ids too
 _HIGH_WATER: Final = 256 * 1024  # bytes that a socket may owe us before publishes wait
 _PUBACK, _PUBREC, _PUBCOMP = 0x40, 0x50, 0x70  # first bytes
 _ANSWERS: Final = frozenset((_PUBACK, _PUBREC, _PUBCOMP))
-_TAKEN_OVER: Final = 0x8E
 
 
 class _Entry:
@@ -83,8 +78,12 @@ class PublishingConnection:
         max_messages: int = 10_000,
         max_bytes: int = 32 * 2**20,
         protocol_fallback: bool = False,
+        fatal: Callable[[Exception], None] | None = None,
     ) -> None:
-        """`options` are those of the consuming connection."""
+        """`options` are those of the consuming connection.
+
+        `fatal` is called with a refusal for good before the first connection stood; None: it is tried again.
+        """
         self.state = "not connected yet"
         """What is not ready and why; empty when all is well."""
         self.max_messages = max_messages
@@ -95,14 +94,18 @@ class PublishingConnection:
         """Their payloads."""
         self.connection: Connection | None = None
         """The one that stands, if any."""
-        self._options = dataclasses.replace(
-            options,
-            client_id=f"{options.client_id}-pub",
-            clean_start=True,
-            session_expiry=SESSION_EXPIRY,
-            receive_maximum=None,
+        self._name = f"{options.client_id}-pub"
+        self._dialer = Dialer(
+            dataclasses.replace(
+                options,
+                client_id=self._name,
+                clean_start=True,
+                session_expiry=SESSION_EXPIRY,
+                receive_maximum=None,
+            ),
+            protocol_fallback=protocol_fallback,
         )
-        self._fallback = protocol_fallback
+        self._fatal = fatal
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
@@ -122,9 +125,6 @@ class PublishingConnection:
         self._clear = False  # whether a publish may go straight to the batch
         self._rest = b""
         self._idle: asyncio.Future[None] | None = None
-        self._failures = 0
-        self._never_answered = 0
-        self._stood = False
         self._dropped_properties = False
 
     # Submitting
@@ -376,7 +376,7 @@ class PublishingConnection:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[PublishingConnection]:
         """Connected, and again, for as long as the block lasts. What is not done at its end is given up."""
-        task = asyncio.create_task(self._run(), name=f"mqttapi[{self._options.client_id}]")
+        task = asyncio.create_task(self._run(), name=f"mqttapi[{self._name}]")
         try:
             yield self
         finally:
@@ -393,57 +393,39 @@ class PublishingConnection:
 
     async def _run(self) -> None:
         while True:
+            first = not self._dialer.stood
             try:
                 await self._one_connection()
             except BrokerError as error:
-                self._failed(str(error))
-            await asyncio.sleep(_delay(self._failures))
+                if first and isinstance(error, ConnectionRefused) and self._fatal is not None:
+                    self._fatal(error)
+                    return
+                self._failed(error)
+            await asyncio.sleep(self._dialer.delay())
 
     async def _one_connection(self) -> None:
-        connection = Connection(self._options, packet_ids=self._ids)
-        try:
-            connack = await connection.open()
-        except BrokerError as error:
-            if self._fall_back(error):
-                return
-            raise
+        first = not self._dialer.stood
+        connection, connack = await self._dialer.open(self._ids)
+        log.log(logging.DEBUG if first else logging.INFO, "publishing: connected to %s", connection.options.where)
         self._connected(connection, connack)
-        began = self._loop.time()
         closed = await asyncio.shield(connection.closed)
         self._disconnected(closed.reason)
-        if self._loop.time() - began >= SHORT_LIFE:
-            self._failures = 0  # else connections that stand for a moment would come without a pause
-        if closed.reason_code == _TAKEN_OVER:
-            self._failures += 6  # a pause of some seconds: two clients with one id evict each other
-        self._failed(f"connection lost: {closed.reason}")
+        self._dialer.ended(closed)
+        self._failed(NotConnected(f"connection lost: {closed.reason}"))
 
-    def _fall_back(self, error: BrokerError) -> bool:
-        """Whether to go on with MQTT 3.1.1: on the first connection ever only."""
-        if not self._fallback or self._stood or not self._options.mqtt5:
-            return False
-        if isinstance(error, NotConnected) and error.closed_before_connack:
-            self._never_answered += 1
-        unsupported = isinstance(error, ConnectionRefused) and error.reason_code == 0x84
-        if unsupported or self._never_answered >= 3:
-            self._options = dataclasses.replace(self._options, protocol="3.1.1")
-            return True
-        return False
-
-    def _failed(self, reason: str) -> None:
-        self._failures += 1
-        self.state = reason
-        level = logging.WARNING if self._failures == 1 else logging.DEBUG
-        log.log(level, "publishing: %s; %d publishes wait, connecting again", reason, self.messages)
+    def _failed(self, error: BrokerError) -> None:
+        self.state = str(error)
+        level = logging.ERROR if isinstance(error, ConnectionRefused) else logging.WARNING
+        # Nobody misses a connection that has nothing to do, and the link mostly says the same.
+        if not (self.messages or level == logging.ERROR) or not self._dialer.is_news(self.state):
+            level = logging.DEBUG
+        log.log(level, "publishing: %s; %d publishes wait, connecting again", error, self.messages)
 
     def _connected(self, connection: Connection, connack: Connack) -> None:
-        if self._options.mqtt5:  # on 3.1.1 a session that is not clean would stay for ever
-            self._options = dataclasses.replace(self._options, clean_start=False)
-        log.log(logging.INFO if self._stood else logging.DEBUG, "publishing: connected to %s", self._options.where)
-        self._stood = True
         self.state = ""
         self.connection = connection
         self._connack = connack
-        self._mqtt5 = self._options.mqtt5
+        self._mqtt5 = connection.options.mqtt5
         self._limited = (
             connack.maximum_qos < 2
             or not connack.retain_available
@@ -503,11 +485,6 @@ class PublishingConnection:
 
 def _label(entry: _Entry) -> str:
     return f"publish to {printable(entry.publish.topic)!r}"
-
-
-def _delay(failures: int) -> float:
-    """Seconds until the next attempt: exponential backoff with full jitter."""
-    return random.uniform(0, min(MAX_DELAY, 0.1 * 2 ** min(failures, 10)))  # noqa: S311  jitter is no secret
 
 
 def _long_size(data: bytes, position: int) -> tuple[int, int]:

@@ -460,7 +460,7 @@ async def test_connections_that_stand_for_a_moment_come_ever_slower(fake: FakeBr
     fake.reply(PacketType.CONNECT, accept_and_close)
     async with publishing_to(fake.url) as connection:
         await fake.connected(4)
-        assert connection._failures >= 3
+        assert connection._dialer.failures >= 3
 
 
 # Threads, and the end
