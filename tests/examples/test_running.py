@@ -35,7 +35,7 @@ async def test_an_app_runs_as_a_program_until_sigterm(mosquitto: Mosquitto) -> N
             return await device.publish("sensors/7/data", '{"temperature": 20}') == 0  # 0x10: nobody has subscribed
 
         await eventually(received, within=20)
+    assert process.stdout is not None
+    assert (await process.stdout.readline()).decode() == "7: 20.0 °C\n"
     process.terminate()
-    output, _ = await process.communicate()
-    assert process.returncode == 0
-    assert output.decode() == "7: 20.0 °C\n"
+    assert await process.wait() == 0
