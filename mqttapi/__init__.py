@@ -9,6 +9,7 @@ from mqttapi.errors import (
     ConfigurationError,
     ConnectionRefused,
     Drop,
+    HandlerStuck,
     InvalidParameter,
     InvalidPayload,
     InvalidTemplate,
@@ -25,7 +26,7 @@ from mqttapi.errors import (
 from mqttapi.injection import Depends, Payload, UserProperty
 from mqttapi.message import Message
 from mqttapi.publisher import NO_REPLY, Publish, Publisher, PublishResult
-from mqttapi.routing import RouteOptions, Router
+from mqttapi.routing import Retry, RouteOptions, Router
 
 __all__ = [
     "NO_REPLY",
@@ -36,6 +37,7 @@ __all__ = [
     "Context",
     "Depends",
     "Drop",
+    "HandlerStuck",
     "InvalidParameter",
     "InvalidPayload",
     "InvalidTemplate",
@@ -52,6 +54,7 @@ __all__ = [
     "PublishResult",
     "Publisher",
     "Reject",
+    "Retry",
     "RetryLater",
     "RouteOptions",
     "Router",

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from mqttapi.config import Session
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection import analyse
+from mqttapi.injection.functions import called
 from mqttapi.middleware import as_middleware
 from mqttapi.publisher import Publisher
 from mqttapi.resources import Resource
-from mqttapi.routing import Declaration, Route, RouteOptions, Router
+from mqttapi.routing import Declaration, Destination, Retry, Route, RouteOptions, Router
 from mqttapi.routing.options import check, check_together, inherit
 from mqttapi.routing.route import source_of
+from mqttapi.runtime.exception_handlers import check_exception_handler
+from mqttapi.runtime.stats import Stats
 from mqttapi.topics import TopicTemplate
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from mqttapi.context import Context
     from mqttapi.publisher import PublishResult
     from mqttapi.routing import SharedOptions, TopicOptions
+    from mqttapi.runtime.exception_handlers import ExceptionHandler
     from mqttapi.service import Service
 
 __all__ = ["App", "State"]
@@ -39,6 +43,9 @@ _DEFAULTS: dict[str, Any] = {
     "ordered_by": "topic",
     "concurrency": None,
     "timeout": 60.0,
+    "retry": None,
+    "dead_letter": None,
+    "publish_to": None,
     "dependencies": (),
     "options": RouteOptions(),
 }
@@ -110,6 +117,7 @@ class App:
         self.publisher = Publisher()
         self.router = Router(middleware=given.pop("middleware", ()))
         self.resources: dict[type, Resource] = {}
+        self.exception_handlers: dict[type[Exception], ExceptionHandler] = {}
         self._options = given
         self._routes: list[Route] = []
         self._service: Service | None = None
@@ -162,6 +170,34 @@ class App:
         self._refuse_when_started("middleware")
         self.router.add_middleware(as_middleware(middleware))
 
+    def exception_handler(self, error: type[Exception]) -> Callable[[F], F]:
+        """Let the decorated `async def handle(context, error)` say what becomes of a message that ended with `error`.
+
+            @app.exception_handler(UnknownDevice)
+            async def unknown(context: Context, error: UnknownDevice) -> None:
+                await context.publish("devices/unknown", error.device_id)
+
+        It runs once the attempts have run out, for `error` and its subclasses; the nearest class wins. When it returns,
+        the message is done, and what it returns answers the Response Topic; when it raises, the message ends with that.
+        `Drop`, `Reject` and `RetryLater` go past it.
+
+        Raises:
+            ConfigurationError: When `error` is no exception, already has a handler, or the function is no such function.
+        """
+        self._refuse_when_started("exception handlers")
+
+        def decorate(function: F) -> F:
+            check_exception_handler(error, function)
+            if error in self.exception_handlers:
+                other = self.exception_handlers[error]
+                raise ConfigurationError(
+                    f"exception_handler({error.__name__}): there is one already: {called(other)} ({source_of(other)})"
+                )
+            self.exception_handlers[error] = function
+            return function
+
+        return decorate
+
     def resource(self, function: F) -> F:
         """Let the decorated generator provide something that lives as long as the app runs.
 
@@ -210,9 +246,15 @@ class App:
             dependencies=options["dependencies"],
             name=options.get("name"),
         )
+        name = self._name(declaration, options.get("name"))
+        sent = {
+            option: text and Destination(text, source=template, route=name, label=f"{label}: {option}")
+            for option in ("dead_letter", "publish_to")
+            for text in [options[option]]
+        }
         self._routes.append(
             Route(
-                name=self._name(declaration, options.get("name")),
+                name=name,
                 template=template,
                 handler=declaration.handler,
                 signature=signature,
@@ -225,6 +267,8 @@ class App:
                 ordered_by=order,
                 concurrency=options["concurrency"],
                 timeout=options["timeout"],
+                retry=Retry.of(options["retry"]),
+                **sent,
                 options=options["options"],
             )
         )
@@ -279,6 +323,18 @@ class App:
             await self.publish(
                 message.response_topic, payload, qos=message.qos, correlation_data=message.correlation_data
             )
+
+    # -- what it does -------------------------------------------------------------------------------------------
+
+    @property
+    def readiness(self) -> Sequence[str]:
+        """Why the app is not ready to do its work, one line each; empty when all is well."""
+        return ("the app is not running",) if self._service is None else self._service.readiness()
+
+    @property
+    def stats(self) -> Stats:
+        """What has been counted since the app was started; all zero when it is not running."""
+        return Stats() if self._service is None else self._service.stats()
 
     # -- running ------------------------------------------------------------------------------------------------
 

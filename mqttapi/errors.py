@@ -14,12 +14,14 @@
     │   ├── NotConnected            there was no connection in time
     │   ├── PublishRefused          the broker, or a limit it announced, refuses a publish
     │   └── PublishQueueFull        the queue of outgoing messages is full
+    ├── HandlerStuck                a thread cannot be stopped: the process has to end
     ├── Drop                        a handler asks: forget this message
     └── RetryLater                  a handler asks: run it again in a moment
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionRefused",
     "Drop",
+    "HandlerStuck",
     "InvalidParameter",
     "InvalidPayload",
     "InvalidTemplate",
@@ -136,6 +139,11 @@ class PublishQueueFull(BrokerError):
     """Raised when the bound on outgoing messages (`max_outgoing`, in messages or bytes) is reached."""
 
 
+class HandlerStuck(MQTTAPIError):
+    """Raised out of a run when a plain `def` took longer than its `timeout`: nothing but the end of the process stops
+    its thread, and until then its message is neither acknowledged nor handled again."""
+
+
 class Drop(MQTTAPIError):
     """Raised by a handler to end a message here: acknowledged, counted, no dead letter."""
 
@@ -145,9 +153,17 @@ class Drop(MQTTAPIError):
 
 
 class RetryLater(MQTTAPIError):
-    """Raised by a handler to run the message again in `seconds` (0 to the app's `max_hold`)."""
+    """Raised by a handler to run the message again in `seconds`, whatever `retry=` says.
+
+    A message is held `max_hold` seconds at most, all its attempts and pauses together: what would take longer fails.
+
+    Raises:
+        ConfigurationError: `seconds` is no number from 0 up.
+    """
 
     def __init__(self, seconds: float, reason: str = "the handler asked for a retry") -> None:
         super().__init__(reason)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+            raise ConfigurationError(f"RetryLater({seconds!r}): seconds must be a number from 0 up")
         self.seconds = seconds
         self.reason = reason

@@ -16,7 +16,7 @@ What can be refused without running anything is read first: no transaction begin
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import inspect
 import linecache
 import re
@@ -165,7 +165,21 @@ def _run(code: str, names: dict[str, Any], filename: str) -> Endpoint:
 
 
 async def _in_thread(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    result = await run_sync(functools.partial(function, *args, **kwargs))
+    running = False
+
+    def call() -> T:
+        nonlocal running
+        running = True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            running = False
+
+    try:
+        result = await run_sync(call)
+    except asyncio.CancelledError as error:
+        error.thread_runs_on = running  # type: ignore[attr-defined]  # so that nobody runs it again beside that thread
+        raise
     if inspect.iscoroutine(result):
         result.close()
         raise TypeError(f"{called(function)} is a plain 'def' but returned a coroutine: make it an 'async def'")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection import Depends
+from mqttapi.routing.retry import Retry
 from mqttapi.topics import share
 
 if TYPE_CHECKING:
@@ -62,7 +63,12 @@ class SharedOptions(TypedDict, total=False):
     concurrency: int | None
     """How many messages of the route are handled at once, per worker. Default None: bounded by `max_in_flight`."""
     timeout: float | None
-    """Seconds that one attempt may take, default 60. None: no limit."""
+    """Seconds that one attempt may take, default 60. None: no limit but `MQTTAPI_MAX_HOLD`."""
+    retry: Retry | int | None
+    """Whether the handler runs again when it raises: a `Retry(...)`, or how many attempts it has. Default None."""
+    dead_letter: str | None
+    """Where a message goes that was rejected or has failed for good: a template over the route's parameters, `<topic>`
+    and `<route>`, such as `dead/<topic>`. Default None: it is logged, counted and acknowledged."""
     options: RouteOptions
     """What is rarely needed."""
 
@@ -72,6 +78,8 @@ class TopicOptions(SharedOptions, total=False):
 
     name: str | None
     """For `app.topic_for`; given names are unique. Default: `module.qualname` of the handler."""
+    publish_to: str | None
+    """Where the handler's return value is published, unless it is None: a template as that of `dead_letter`."""
 
 
 def inherit(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +169,21 @@ def _timeout(value: object) -> str | None:
     return f"timeout must be a number of seconds above 0, or None for no limit, got {value!r}"
 
 
+def _retry(value: object) -> str | None:
+    if value is None or isinstance(value, Retry) or (type(value) is int and 1 <= value <= 100):
+        return None
+    return f"retry must be a Retry(...), the number of attempts from 1 to 100, or None, got {value!r}"
+
+
+def _destination(name: str) -> Callable[[object], str | None]:
+    def checker(value: object) -> str | None:
+        if value is None or (isinstance(value, str) and value):
+            return None
+        return f"{name} must be a template, such as '{name.partition('_')[0]}/<topic>', or None, got {value!r}"
+
+    return checker
+
+
 def _ordered_by(value: object) -> str | None:
     if value is None or isinstance(value, str) or callable(value):
         return None
@@ -197,12 +220,15 @@ def _options(value: object) -> str | None:
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "concurrency": _concurrency,
+    "dead_letter": _destination("dead_letter"),
     "dependencies": _dependencies,
     "middleware": _sequence("middleware", "log_it"),
     "name": _name,
     "options": _options,
     "ordered_by": _ordered_by,
+    "publish_to": _destination("publish_to"),
     "qos": _qos,
+    "retry": _retry,
     "shared": _shared,
     "timeout": _timeout,
     "where": _where,

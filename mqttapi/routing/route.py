@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mqttapi.injection import Depends, Signature
     from mqttapi.message import Message
     from mqttapi.middleware import Middleware
+    from mqttapi.routing.destination import Destination
+    from mqttapi.routing.retry import Retry
     from mqttapi.routing.router import Router
     from mqttapi.topics import TopicTemplate
 
@@ -64,6 +66,9 @@ class Route:
     ordered_by: str | Callable[[Message], Hashable] | None
     concurrency: int | None
     timeout: float | None
+    retry: Retry | None
+    dead_letter: Destination | None
+    publish_to: Destination | None
     options: RouteOptions
 
     def group(self, default: str) -> str | None:

@@ -16,6 +16,7 @@ its start has run its last message.
 from __future__ import annotations
 
 import asyncio
+import sys
 import types
 from collections import deque
 from contextvars import copy_context
@@ -95,7 +96,8 @@ class Runner:
         self.again = again  # where it is not within the endpoint: what to do when that raises
         self.timeout = route.timeout
         self.order = route.ordered_by
-        self.limit = route.concurrency
+        # Runs without a lane are counted by way of a limit that is never reached.
+        self.limit = route.concurrency or (sys.maxsize if self.order is None else None)
         self.running = 0  # counted only where there is a limit
         self.backlog: deque[Run] = deque()  # ready, but for the limit
         # Weak: a lane lives as long as a cached topic or a run knows it, so two lanes of one key never run at once.
@@ -356,26 +358,29 @@ class Workers:
 
     async def _settle(self, run: Run, result: object, error: BaseException | None) -> Outcome | None:
         """How a run ended that answered or raised; None: without an outcome, and so it stays unacknowledged."""
-        if error is not None and run.runner.again is not None:
-            try:
-                result, error = await run.runner.again(run, error), None
-            except BaseException as raised:  # noqa: BLE001  a handler may raise anything
-                error = raised
-        if error is None:
-            try:
-                return await self._finish(run, result)
-            except Exception as failure:  # noqa: BLE001  what `finish` does is the app's as well
-                error = failure
-        if isinstance(error, asyncio.CancelledError):
-            self._not_ours(error)
-        elif isinstance(error, SystemExit | KeyboardInterrupt):
-            self._fatal(error)
-            return None
         try:
-            return await self._fail(run, error)
-        except asyncio.CancelledError as cancelled:
-            self._not_ours(cancelled)
-            return Outcome("failed", "was cancelled while it failed", cancelled)
+            if error is not None and run.runner.again is not None:
+                try:
+                    result, error = await run.runner.again(run, error), None
+                except BaseException as raised:  # noqa: BLE001  a handler may raise anything
+                    error = raised
+            if error is None:
+                try:
+                    return await self._finish(run, result)
+                except Exception as failure:  # noqa: BLE001  what `finish` does is the app's as well
+                    error = failure
+            if isinstance(error, asyncio.CancelledError):
+                self._not_ours(error)
+            elif isinstance(error, SystemExit | KeyboardInterrupt):
+                self._fatal(error)
+                return None
+            try:
+                return await self._fail(run, error)
+            except asyncio.CancelledError as cancelled:
+                self._not_ours(cancelled)
+                return Outcome("failed", "was cancelled while it failed", cancelled)
+        finally:
+            del error  # its traceback may know this frame: nothing should have to wait for the garbage collector
 
     def _not_ours(self, cancelled: asyncio.CancelledError) -> None:
         """A handler was cancelled, or said so: it is a failure of its own, unless we did it."""

@@ -17,11 +17,13 @@ class Outcome:
             handler raised `Reject`. `failed`: the handler raised anything else, or took too long.
         reason: One line without values from the payload; empty when done.
         error: What was raised, if anything was.
+        dead_letter: The topic of the dead letter that was made of the message; None where there is none.
     """
 
     kind: Literal["done", "dropped", "rejected", "failed"]
     reason: str = ""
     error: BaseException | None = None
+    dead_letter: str | None = None
 
 
 DONE: Final = Outcome("done")

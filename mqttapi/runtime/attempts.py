@@ -1,0 +1,133 @@
+"""Attempts: a route's own middleware and handler, run again.
+
+What is outside of the attempts (the middleware of app and routers) sees one outcome. Where there is such middleware,
+the attempts are a layer of their own within it; else they cost a message that succeeds nothing: the workers ask for
+them when the endpoint has raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from mqttapi.errors import RetryLater
+from mqttapi.runtime.lanes import HandlerTimeout, Run, attempt_error
+
+if TYPE_CHECKING:
+    from mqttapi.context import Context
+    from mqttapi.middleware import Endpoint
+    from mqttapi.routing import Retry
+
+__all__ = ["Attempts", "HeldTooLong", "left_thread"]
+
+
+class HeldTooLong(TimeoutError):
+    """Raised in place of `RetryLater`, when the message would be held for longer than `max_hold`."""
+
+
+class Attempts:
+    """What one route does when an attempt has raised.
+
+    Args:
+        endpoint: One attempt.
+        retry: The route's; None: only `RetryLater` makes it run again.
+        timeout: Seconds that an attempt may take.
+        max_hold: Seconds that attempts and pauses may take together.
+        pauses: Whether to wait between two attempts; tests do not, but the time counts.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, *, retry: Retry | None, timeout: float, max_hold: float, pauses: bool = True
+    ) -> None:
+        self._endpoint = endpoint
+        self._retry = retry
+        self._timeout = timeout
+        self._max_hold = max_hold
+        self._pauses = pauses
+
+    def layer(self) -> Endpoint:
+        """An endpoint: the first attempt, and the others where it raises."""
+        endpoint, again = self._endpoint, self.again
+
+        async def attempt(context: Context) -> object:
+            try:
+                return await endpoint(context)
+            except (Exception, asyncio.CancelledError) as raised:
+                error = raised
+            try:
+                return await again(cast("Run", context), error)
+            finally:
+                del error  # its traceback knows this frame: nothing should have to wait for the garbage collector
+
+        return attempt
+
+    async def again(self, run: Run, error: BaseException) -> object:
+        """After a first attempt that raised `error`, make the others; gives what the first that succeeds returns.
+
+        Raises:
+            BaseException: What the last attempt raised.
+        """
+        error = attempt_error(run, error)
+        clock = asyncio.get_running_loop().time
+        began, skipped, attempts = getattr(run, "began", clock()), 0.0, 1
+        try:
+            while True:
+                held = clock() - began + skipped
+                pause = self._pause(error, attempts, held)
+                attempts += not isinstance(error, RetryLater)
+                skipped += await self._wait(run, pause)
+                run.attempt += 1
+                run.runner.counts["retried"] += 1
+                try:
+                    return await self._attempt(run, min(self._timeout, self._max_hold - held - pause))
+                except Exception as raised:  # noqa: BLE001  a handler may raise anything
+                    error = raised
+        finally:
+            del error  # its traceback knows this frame: nothing should have to wait for the garbage collector
+
+    def _pause(self, error: BaseException, attempts: int, held: float) -> float:
+        """Seconds until the next attempt; where there is none, raises what the message ends with."""
+        if isinstance(error, RetryLater):
+            if held + error.seconds < self._max_hold:
+                return error.seconds
+            raise HeldTooLong(self._too_long(error, held)) from error
+        if self._retry is None or not self._retry.applies(error, attempts) or left_thread(error):
+            raise error
+        pause = self._retry.pause(attempts)
+        if held + pause >= self._max_hold:
+            raise error
+        return pause
+
+    async def _wait(self, run: Run, pause: float) -> float:
+        """Wait; gives the seconds that were left out."""
+        await asyncio.sleep(0)  # whether the first attempt waited or not: the workers now know that this run does
+        run.deadline = None  # theirs is for the first attempt
+        if self._pauses:
+            await asyncio.sleep(pause)
+            return 0.0
+        return pause
+
+    async def _attempt(self, run: Run, seconds: float) -> object:
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await self._endpoint(run)
+        except TimeoutError as error:
+            if limit.expired():
+                raise HandlerTimeout(seconds) from error
+            raise
+
+    def _too_long(self, later: RetryLater, held: float) -> str:
+        return (
+            f"RetryLater({later.seconds:g}) would hold the message for {held + later.seconds:g} s, "
+            f"longer than max_hold ({self._max_hold:g} s): {later.reason}"
+        )
+
+
+def left_thread(error: BaseException | None) -> bool:
+    """Whether a plain `def` still runs, in its thread, for an attempt that ended with `error`."""
+    while error is not None:
+        if getattr(error, "thread_runs_on", False):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
