@@ -29,6 +29,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from mqttapi.errors import ConfigurationError, ConnectionRefused, NotConnected
+from mqttapi.transport.credentials import ask
 from mqttapi.transport.handshake import (
     Connack,
     ConnectionOptions,
@@ -158,6 +159,8 @@ class Connection(aiomqtt.Client):
             NotConnected: for now: nothing listens, no answer in time, the server is busy …
         """
         try:
+            if self.options.credentials is not None:
+                self._identify(*await ask(self.options.credentials, timeout=self.timeout))
             async with asyncio.timeout(self.timeout):
                 await in_thread(self._client_connect, f"mqttapi-connect-{self.options.client_id}")
                 return await self._connack
@@ -167,6 +170,11 @@ class Connection(aiomqtt.Client):
         except BaseException as error:
             self._give_up(str(error))
             raise
+
+    def _identify(self, username: str | None, password: str | None) -> None:
+        if username is None and password is not None and self.options.mqtt5:
+            username = ""  # see `client_arguments`
+        self._client.username_pw_set(username, password)
 
     def _give_up(self, reason: str) -> None:
         if not self._connack.cancel() and not self._connack.cancelled():
@@ -286,12 +294,16 @@ class Connection(aiomqtt.Client):
                 self.abort(0x82, f"unexpected packet (type {command >> 4}): {paho.error_string(code)}")
 
     def _readable(self) -> None:
+        if self.paused or self._wire is None:
+            return
         self._silent = 0
         try:
             self.receiver()
         except Exception:
             log.exception("the receiver of %s failed: this is a bug in mqttapi", self.options.client_id)
             self.abort(0x83, "internal error")
+        if self._wire is not None and self._wire.pending:
+            self._loop.call_soon(self._readable)  # the socket itself has nothing more to report
 
     def _read_with_paho(self) -> None:
         while self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._wire is not None:

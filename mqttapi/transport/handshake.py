@@ -20,7 +20,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from mqttapi.config.broker import Broker
     from mqttapi.publisher import Publish
@@ -57,7 +57,7 @@ class ConnectionOptions:
     protocol: Literal["5", "3.1.1"] = "5"
     clean_start: bool = True
     session_expiry: int = 0
-    """Seconds that the session outlives the connection. MQTT 5; on 3.1.1 a session is clean or stays for ever."""
+    """Seconds that the session outlives the connection. On 3.1.1: 0, or as long as the broker likes."""
     receive_maximum: int | None = None
     """1 to 65,535 unacknowledged QoS 1 and 2 messages at once. MQTT 5."""
     maximum_packet: int | None = None
@@ -66,6 +66,8 @@ class ConnectionOptions:
     """Seconds, 0 to 65,535; 0 switches the detection of dead peers off."""
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     """Of a broker with TLS; None: the system's defaults."""
+    credentials: Callable[[], Awaitable[object]] | None = field(default=None, repr=False)
+    """Asked for user name and password at every connect, in place of those in `broker`."""
     will: Publish | None = None
     """Published by the broker when the connection ends without DISCONNECT; its payload is bytes."""
     will_delay: int = 0
@@ -85,10 +87,12 @@ class ConnectionOptions:
     def client_arguments(self) -> dict[str, Any]:
         """What aiomqtt's client takes; the socket is made by `connect_socket`."""
         broker = self.broker
+        nameless = broker.username is None and broker.password is not None and self.mqtt5
         arguments: dict[str, Any] = {
             "hostname": broker.host or "localhost",
             "port": broker.port or 1883,
-            "username": broker.username,
+            # paho leaves a password without a user name out, which MQTT 5 allows.
+            "username": "" if nameless else broker.username,
             "password": broker.password.get_secret_value() if broker.password is not None else None,
             "identifier": self.client_id,
             "keepalive": self.keepalive,
@@ -96,7 +100,10 @@ class ConnectionOptions:
             "will": self._will(),
         }
         if not self.mqtt5:
-            return arguments | {"protocol": aiomqtt.ProtocolVersion.V311, "clean_session": self.clean_start}
+            return arguments | {
+                "protocol": aiomqtt.ProtocolVersion.V311,
+                "clean_session": self.clean_start or not self.session_expiry,
+            }
         properties = make_properties(
             PacketTypes.CONNECT,
             SessionExpiryInterval=self.session_expiry,

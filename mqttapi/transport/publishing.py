@@ -127,6 +127,11 @@ class PublishingConnection:
         self._idle: asyncio.Future[None] | None = None
         self._dropped_properties = False
 
+    @property
+    def has_properties(self) -> bool:
+        """See `Outgoing.has_properties`."""
+        return self._options.mqtt5
+
     # Submitting
 
     def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import mqtt5
 import pytest
+from pydantic import SecretStr
 
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
 from mqttapi.publisher import Publish
@@ -153,6 +155,75 @@ async def test_connect_says_what_the_options_say(fake: FakeBroker) -> None:
     assert sent.will.user_properties == [("a", "b")]
     assert "secret" not in repr(options)
     await connection.close()
+
+
+async def test_credentials_are_asked_for_at_each_connect(fake: FakeBroker) -> None:
+    asked = iter(
+        [("u", "one"), ("u", SecretStr("two")), SimpleNamespace(username=None, password="three"), (None, None)]
+    )
+
+    async def credentials() -> object:
+        return next(asked)
+
+    for _ in range(4):
+        connection = Connection(options_for(fake.url.replace("//", "//x:y@"), credentials=credentials))
+        await connection.open()
+        await connection.close()
+    sent = [packet.connect for packet in fake.packets(PacketType.CONNECT)]
+    assert [(each.username, each.password) for each in sent] == [
+        ("u", b"one"),
+        ("u", b"two"),
+        ("", b"three"),
+        (None, None),
+    ]
+
+
+async def test_a_password_without_a_user_name_is_sent(fake: FakeBroker) -> None:
+    connection = Connection(options_for(fake.url.replace("//", "//:secret@")))
+    await connection.open()
+    await connection.close()
+    assert fake.packets(PacketType.CONNECT)[0].connect.password == b"secret"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (ValueError("hunter2"), "credentials: credentials() raised ValueError"),
+        (None, "credentials: credentials() must return (username, password), both str or None, not NoneType"),
+        (("hunter2",), "credentials: credentials() must return (username, password), both str or None, not (str)"),
+        (
+            ("u", b"hunter2"),
+            "credentials: credentials() must return (username, password), both str or None, not (str, bytes)",
+        ),
+    ],
+)
+async def test_credentials_that_cannot_be_had_are_an_error_without_secrets(
+    fake: FakeBroker, answer: object, text: str
+) -> None:
+    async def credentials() -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    error = await refusal_of(Connection(options_for(fake.url, credentials=credentials)))
+    assert (type(error), str(error)) == (NotConnected, text)
+    assert fake.connections == []
+
+
+async def test_credentials_that_never_come_are_given_up(fake: FakeBroker) -> None:
+    async def credentials() -> object:
+        return await asyncio.get_running_loop().create_future()
+
+    error = await refusal_of(Connection(options_for(fake.url, credentials=credentials, timeout=0.1)))
+    assert str(error) == "credentials: credentials() took longer than 0.1 s"
+
+
+async def test_on_3_1_1_a_session_that_ends_with_its_connection_is_clean(fake: FakeBroker) -> None:
+    for expiry in (0, 60):
+        connection = Connection(options_for(fake.url, protocol="3.1.1", clean_start=False, session_expiry=expiry))
+        await connection.open()
+        await connection.close()
+    assert [packet.connect.clean_start for packet in fake.packets(PacketType.CONNECT)] == [True, False]
 
 
 @pytest.mark.parametrize("code", [0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C])
@@ -325,6 +396,19 @@ async def test_tls_is_read_until_nothing_is_pending(broker: Mosquitto) -> None:
     connection.receiver = receive
     connection.write(publish("tls/x", b"x" * 300_000, version=5))
     await eventually(lambda: len(received) > 300_000, what=lambda: f"{len(received)} bytes")
+    await connection.close()
+
+
+async def test_a_receiver_that_leaves_decrypted_bytes_is_called_again(broker: Mosquitto) -> None:
+    """A read may end within a record: the socket reports nothing more, and yet there is something."""
+    connection = Connection(options_for(broker.tls_url, tls=broker.client_context()))
+    await connection.open()
+    received = bytearray()
+    connection.start()
+    await connection.subscribe_all([Subscription("part/#", 0)])
+    connection.receiver = lambda: received.extend(connection.read(1000) or b"")
+    connection.write(publish("part/x", b"x" * 100_000, version=5))
+    await eventually(lambda: len(received) > 100_000, what=lambda: f"{len(received)} bytes")
     await connection.close()
 
 
