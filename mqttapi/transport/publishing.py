@@ -130,7 +130,7 @@ class PublishingConnection:
     @property
     def has_properties(self) -> bool:
         """See `Outgoing.has_properties`."""
-        return self._options.mqtt5
+        return self._dialer.options.mqtt5
 
     # Submitting
 
