@@ -21,6 +21,7 @@ from mqttapi.errors import (
     PublishQueueFull,
     PublishRefused,
     Reject,
+    ResourceUnavailable,
     RetryLater,
 )
 from mqttapi.injection import Depends, Payload, UserProperty
@@ -54,6 +55,7 @@ __all__ = [
     "PublishResult",
     "Publisher",
     "Reject",
+    "ResourceUnavailable",
     "Retry",
     "RetryLater",
     "RouteOptions",

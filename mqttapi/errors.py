@@ -14,6 +14,7 @@
     │   ├── NotConnected            there was no connection in time
     │   ├── PublishRefused          the broker, or a limit it announced, refuses a publish
     │   └── PublishQueueFull        the queue of outgoing messages is full
+    ├── ResourceUnavailable         Redis or the database does not answer
     ├── HandlerStuck                a thread cannot be stopped: the process has to end
     ├── Drop                        a handler asks: forget this message
     └── RetryLater                  a handler asks: run it again in a moment
@@ -44,6 +45,7 @@ __all__ = [
     "PublishQueueFull",
     "PublishRefused",
     "Reject",
+    "ResourceUnavailable",
     "RetryLater",
 ]
 
@@ -137,6 +139,10 @@ class PublishRefused(BrokerError):
 
 class PublishQueueFull(BrokerError):
     """Raised when the bound on outgoing messages (`max_outgoing`, in messages or bytes) is reached."""
+
+
+class ResourceUnavailable(MQTTAPIError):
+    """Raised when Redis or the database, which the app needs, does not answer when the app starts."""
 
 
 class HandlerStuck(MQTTAPIError):
