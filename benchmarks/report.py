@@ -128,4 +128,4 @@ def write(results: Row, page: Path) -> None:
     _, found, after = rest.partition(END)
     if not found:
         raise SystemExit(f"{page} must have the lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(results)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n![CPU time per message](benchmarks.svg)\n\n{markdown(results)}\n{END}{after}")

@@ -29,13 +29,18 @@ async def test_an_app_runs_as_a_program_until_sigterm(mosquitto: Mosquitto) -> N
         env=os.environ | {"MQTT_URL": mosquitto.url, "MQTT_INSTANCE": "test"},
         stdout=asyncio.subprocess.PIPE,
     )
-    async with client(mosquitto.url) as device:
+    try:
+        async with client(mosquitto.url) as device:
 
-        async def received() -> bool:
-            return await device.publish("sensors/7/data", '{"temperature": 20}') == 0  # 0x10: nobody has subscribed
+            async def received() -> bool:
+                return await device.publish("sensors/7/data", '{"temperature": 20}') == 0  # 0x10: nobody has subscribed
 
-        await eventually(received, within=20)
-    assert process.stdout is not None
-    assert (await process.stdout.readline()).decode() == "7: 20.0 °C\n"
-    process.terminate()
-    assert await process.wait() == 0
+            await eventually(received, within=20)
+        assert process.stdout is not None
+        assert (await process.stdout.readline()).decode() == "7: 20.0 °C\n"
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
