@@ -104,6 +104,11 @@ class Publish:
 class Outgoing(Protocol):
     """What a transport offers to the `Publisher`."""
 
+    @property
+    def has_properties(self) -> bool:
+        """Whether message properties reach the broker: not on MQTT 3.1.1."""
+        ...
+
     def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
         """Send a message whose payload is bytes and whose topic is rendered.
 
@@ -126,6 +131,11 @@ class Publisher:
         self.outgoing = outgoing
         self.system_topics = system_topics
         """Whether topics may begin with `$` ($SYS, $CONTROL …): brokers keep them for themselves."""
+
+    @property
+    def has_properties(self) -> bool:
+        """Whether user properties, content type and the like reach the broker: not on MQTT 3.1.1."""
+        return self.outgoing is None or self.outgoing.has_properties
 
     async def publish(
         self,

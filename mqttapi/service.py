@@ -10,6 +10,8 @@ import logging
 import signal
 import threading
 from collections import defaultdict
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.config import (
@@ -20,6 +22,7 @@ from mqttapi.config import (
     default_instance,
     instance_warnings,
     resolve_broker,
+    state_dir,
     tls_context,
     unknown_variables,
 )
@@ -27,10 +30,15 @@ from mqttapi.errors import ConfigurationError, ConnectionRefused
 from mqttapi.injection import compile_plan
 from mqttapi.middleware import compose
 from mqttapi.publisher import Publisher
+from mqttapi.runtime.attempts import Attempts
+from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.dispatcher import Dispatcher
 from mqttapi.runtime.intake import Intake
 from mqttapi.runtime.lanes import Runner, Workers
-from mqttapi.runtime.policy import Policy, attempts
+from mqttapi.runtime.policy import Policy, noting_return
+from mqttapi.runtime.spool import Spool
+from mqttapi.runtime.stats import Stats, route_stats
+from mqttapi.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -55,15 +63,19 @@ _TAKEN_OVER: Final = 0x8E
 class Service:
     """One run of an app."""
 
-    def __init__(self, app: App, settings: Settings | None = None) -> None:
+    def __init__(self, app: App, settings: Settings | None = None, *, pauses: bool = True) -> None:
         self.app = app
         self.settings = settings or app.settings or Settings()
+        self.intake: Intake | None = None
+        self.link: Link | None = None
+        self.publishing: PublishingConnection | None = None
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         """Done when the app cannot go on, with the reason."""
         self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the app was told to stop."""
         self.runners: Sequence[Runner] = ()
         self.group = self.settings.group_name or app.name
+        self._pauses = pauses
 
     # -- without a broker -------------------------------------------------------------------------------------------
 
@@ -82,10 +94,19 @@ class Service:
                 opened = await self._open_resources(stack)
                 self.runners = [self._runner(route, index, opened) for index, route in enumerate(app.routes)]
                 self.dispatcher = Dispatcher(self.subscriptions(), mode=app.dispatch)
-                policy = Policy(publish=app.publisher.send, reply=app.reply)
+                self.dead_letters = DeadLetters(app.publisher, self._spool)
+                self.policy = Policy(
+                    publisher=app.publisher,
+                    handlers=app.exception_handlers,
+                    dead_letters=self.dead_letters,
+                    replies=lambda run: self.dispatcher.targets(run.message.topic)[0].runner is run.runner,
+                    fatal=self.fail,
+                    max_hold=self.settings.max_hold,
+                )
+                stack.callback(self.policy.close)
                 self.workers = Workers(
-                    finish=policy.finish,
-                    fail=policy.fail,
+                    finish=self.policy.finish,
+                    fail=self.policy.fail,
                     fatal=self.fail,
                     context=contextvars.copy_context(),
                     name=f"mqttapi[{app.name}]",
@@ -107,9 +128,49 @@ class Service:
 
     def _runner(self, route: Route, index: int, opened: Mapping[type, object]) -> Runner:
         plan = compile_plan(route.signature, overrides=self.app.dependency_overrides, resources=opened)
-        inner = attempts(compose(route.middleware, plan), max_hold=self.settings.max_hold)
+        one = compose(route.middleware, noting_return(plan) if route.publish_to else plan)
+        limit = self.settings.max_hold if route.timeout is None else min(route.timeout, self.settings.max_hold)
+        attempts = Attempts(
+            one, retry=route.retry, timeout=limit, max_hold=self.settings.max_hold, pauses=self._pauses
+        )
         around = [middleware for scope in route.scopes for middleware in scope.scope_middleware]
-        return Runner(route, compose(around, inner), index)
+        if around:
+            runner = Runner(route, compose(around, attempts.layer()), index)
+        else:
+            runner = Runner(route, one, index, attempts.again)
+        runner.timeout = limit
+        return runner
+
+    def _spool(self) -> Spool:
+        directory = state_dir(self.app.name, self.settings.state_dir)
+        return Spool(directory, self.settings.spool_max_bytes)
+
+    def stats(self) -> Stats:
+        """See `App.stats`."""
+        routes = {runner.route.name: route_stats(runner) for runner in self.runners}
+        held = Stats(
+            routes=MappingProxyType(routes),
+            in_flight=sum(each.in_flight for each in routes.values()),
+            dead_letters_held=self.dead_letters.held,
+            stuck_threads=self.policy.stuck_threads,
+        )
+        if self.intake is None or self.publishing is None:
+            return held
+        return replace(
+            held,
+            received=self.intake.received,
+            unmatched=self.intake.unmatched,
+            refused=self.intake.refused,
+            violations=self.intake.ledger.violations,
+            unacknowledged=self.intake.ledger.held,
+            outgoing=self.publishing.messages,
+        )
+
+    def readiness(self) -> Sequence[str]:
+        """See `App.readiness`."""
+        links = [self.link.state if self.link else "", self.publishing.state if self.publishing else ""]
+        stuck = [str(self.failure.result())] if self.failure.done() else []
+        return tuple(filter(None, (*stuck, *links, *self.dead_letters.readiness())))
 
     def subscriptions(self) -> dict[str, list[Runner]]:
         """The runners by their full filter."""
@@ -145,6 +206,7 @@ class Service:
         )
         async with publishing.running(), self.started(publishing):
             link = Link(options, self._subscribed(), protocol_fallback=fallback, max_payload=settings.max_payload)
+            self.link, self.publishing = link, publishing
             link.intake = self.intake = Intake(
                 self.app,
                 self.dispatcher,
@@ -154,6 +216,9 @@ class Service:
                 max_bytes=settings.max_in_flight_bytes,
             )
             task = asyncio.create_task(self._run_link(link), name=f"mqttapi[{self.app.name}].link")
+            care = asyncio.create_task(self._look_after(), name=f"mqttapi[{self.app.name}].care")
+            watchdog = Watchdog(f"mqttapi[{self.app.name}].watchdog")
+            watchdog.start()
             try:
                 await asyncio.wait((link.ready, self.failure, self.stopping), return_when=asyncio.FIRST_COMPLETED)
                 if self.failure.done():
@@ -161,8 +226,16 @@ class Service:
                 yield
                 await self._drain(link, publishing)
             finally:
+                watchdog.stop()
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                care.cancel()
+                await asyncio.gather(task, care, return_exceptions=True)
+
+    async def _look_after(self) -> None:
+        """Log what is due, and no timer for each message that could have something due."""
+        while True:
+            await asyncio.sleep(1)
+            self.policy.look_after()
 
     def _options(self, address: Broker) -> ConnectionOptions:
         from mqttapi.transport.connection import ConnectionOptions
@@ -200,7 +273,8 @@ class Service:
                 self.settings.grace,
             )
             await self.workers.stop()
-        self.intake.flush()
+        if self.intake is not None:
+            self.intake.flush()
         await link.close()
 
     def _session(self) -> Session:

@@ -51,6 +51,11 @@ class Delivery:
         return max(kinds, key=_WORST_LAST.index, default="unmatched")
 
     @property
+    def dead_letter(self) -> str | None:
+        """The topic of the dead letter that was made of it; of several routes that of the first that made one."""
+        return next((each.dead_letter for each in self.outcomes.values() if each.dead_letter is not None), None)
+
+    @property
     def reason(self) -> str:
         """Why it is not `done`; of several routes that of the worst. Empty when there is nothing to say."""
         return next((each.reason for each in self.outcomes.values() if each.kind == self.outcome), "")
@@ -76,6 +81,8 @@ class _Pending:
 class TestClient:
     """An app in a test: the lifespan runs, resources are open (but for `app.dependency_overrides`), nothing is sent.
 
+    Pauses between two attempts of a message are not waited for.
+
     Args:
         app: The app to run.
         raise_exceptions: Whether `publish` raises what a handler raised (not `Drop` nor what rejects a message).
@@ -86,13 +93,15 @@ class TestClient:
     def __init__(self, app: App, *, raise_exceptions: bool = True) -> None:
         self.app = app
         self.published: list[Publish] = []
-        """What the app has published, in order; replies too."""
+        """What the app has published, in order; replies and dead letters too."""
+        self.has_properties = True
+        """False: as if the broker spoke MQTT 3.1.1; see `Outgoing`."""
         self._raise = raise_exceptions
         self._stack = contextlib.AsyncExitStack()
         self._service: Service | None = None
 
     async def __aenter__(self) -> Self:
-        self._service = Service(self.app)
+        self._service = Service(self.app, pauses=False)
         await self._stack.enter_async_context(self._service.started(self))
         return self
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mqttapi.config.broker import Broker, resolve_broker
 from mqttapi.config.lock import ClientIdInUse, ClientLock, runtime_dir
 from mqttapi.config.session import Session, client_id, client_id_warnings, default_instance, instance_warnings
+from mqttapi.config.state import state_dir
 from mqttapi.config.tls import broker_warnings, tls_context, tls_failure
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "instance_warnings",
     "resolve_broker",
     "runtime_dir",
+    "state_dir",
     "tls_context",
     "tls_failure",
     "unknown_variables",

@@ -177,6 +177,10 @@ class Settings(BaseSettings):
     """How long the broker keeps the session of an app that is away, where the app says no `session=`."""
     runtime_dir: _File = None
     """Directory for locks; `$XDG_RUNTIME_DIR/mqttapi` unless given, else one in the temporary directory."""
+    state_dir: _File = None
+    """Directory for what outlives a process; `$STATE_DIRECTORY` unless given, else `~/.local/state/mqttapi`."""
+    spool_max_bytes: _Size = 64 * 2**20
+    """Bytes of dead letters on disk, per app: those that the broker refuses, or that nobody has subscribed to."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
         BeforeValidator(_lower),

@@ -1,94 +1,168 @@
-"""What becomes of a run: of what its handler returned, and of what it raised."""
+"""What becomes of a run: of what its handler returned, and of what it raised when no attempt was left.
+
+    returned ──► publish_to, Publish objects ──► reply ──► done
+                        │ cannot be sent
+                        ▼
+    raised ──► exception handler ──► done
+                        │ none, or it raised
+                        ▼
+               dead letter, confirmed or on the disk ──► dropped, rejected, failed
+
+A plain `def` that took too long leaves its thread behind: its message ends in none of these ways, and the process has
+to end.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from mqttapi.errors import Drop, MessageError, RetryLater
+from mqttapi.errors import BrokerError, ConfigurationError, HandlerStuck
 from mqttapi.message import printable
 from mqttapi.publisher import NO_REPLY, Publish
-from mqttapi.runtime.lanes import HandlerTimeout, Run
+from mqttapi.runtime.attempts import left_thread
+from mqttapi.runtime.exception_handlers import handler_for
+from mqttapi.runtime.failures import Reports, outcome_of
 from mqttapi.runtime.outcome import DONE, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Mapping
 
     from mqttapi.context import Context
     from mqttapi.middleware import Endpoint
+    from mqttapi.publisher import Publisher
+    from mqttapi.runtime.dead_letters import DeadLetters
+    from mqttapi.runtime.exception_handlers import ExceptionHandler
+    from mqttapi.runtime.lanes import Run
 
-__all__ = ["Policy", "attempts"]
+__all__ = ["Policy", "noting_return"]
 
-logger = logging.getLogger("mqttapi.handlers")
-
-
-def attempts(endpoint: Endpoint, *, max_hold: float) -> Endpoint:
-    """Around a route's own middleware and handler: run it again when it raises `RetryLater`.
-
-    A message is held at most `max_hold` seconds; what would take longer is a failure. What is outside of this (the
-    middleware of app and routers) sees one outcome.
-    """
-
-    async def attempt(context: Context) -> object:
-        held = 0.0
-        while True:
-            try:
-                return await endpoint(context)
-            except RetryLater as later:
-                held += later.seconds
-                if held > max_hold:
-                    raise _HeldTooLong(
-                        f"RetryLater({later.seconds:g}) would hold the message for {held:g} s, "
-                        f"longer than max_hold ({max_hold:g} s): {later.reason}"
-                    ) from later
-                await _pause(context, later.seconds)
-                context.attempt += 1
-
-    return attempt
+log = logging.getLogger("mqttapi")
 
 
-class _HeldTooLong(Exception):
-    pass
+def noting_return(endpoint: Endpoint) -> Endpoint:
+    """For routes with `publish_to`: what a middleware returns in place of the handler is not published."""
 
+    async def noting(context: Context) -> object:
+        result = await endpoint(context)
+        context.returned = True  # type: ignore[attr-defined]  # it is a Run
+        return result
 
-async def _pause(context: Context, seconds: float) -> None:
-    """Wait between two attempts: the time does not count against the time-out, which is one attempt's."""
-    if isinstance(context, Run):
-        context.deadline = None
-    await asyncio.sleep(seconds)
-    if isinstance(context, Run) and context.runner.timeout is not None:
-        context.deadline = asyncio.get_running_loop().time() + context.runner.timeout
+    return noting
 
 
 class Policy:
     """Settles runs.
 
     Args:
-        publish: Sends a message and returns when the broker has it.
-        reply: Answers the Response Topic of a run with what its handler returned.
+        publisher: Sends what handlers return.
+        handlers: The app's exception handlers.
+        dead_letters: Takes what has failed for good.
+        replies: Whether the run's route is the one that answers, of several that got the message.
+        fatal: Called with what should end the process.
+        max_hold: Seconds to wait for the broker to take what a handler returned.
     """
 
     def __init__(
-        self, *, publish: Callable[[Publish], Awaitable[object]], reply: Callable[[Run, object], Awaitable[object]]
+        self,
+        *,
+        publisher: Publisher,
+        handlers: Mapping[type[Exception], ExceptionHandler],
+        dead_letters: DeadLetters,
+        replies: Callable[[Run], bool],
+        fatal: Callable[[BaseException], None],
+        max_hold: float,
     ) -> None:
-        self._publish = publish
-        self._reply = reply
+        self.stuck_threads = 0
+        """Threads of plain `def` handlers that took too long."""
+        self._publisher = publisher
+        self._handlers = handlers
+        self._dead_letters = dead_letters
+        self._replies = replies
+        self._fatal = fatal
+        self._max_hold = max_hold
+        self._reports = Reports()
 
     async def finish(self, run: Run, result: object) -> Outcome:
-        """Send what the handler returned: `Publish` objects as they are, anything else to the Response Topic."""
+        """Send what the handler returned: `Publish` objects as they are, else to `publish_to` and as a reply.
+
+        Raises:
+            Exception: It could not be published. A reply that cannot be sent is counted and logged.
+        """
         publishes = _publishes(result)
-        for publish in publishes:
-            await self._publish(publish)
-        if not publishes and result is not NO_REPLY and run.message.response_topic is not None:
+        is_answer = not publishes and result is not NO_REPLY
+        to = run.route.publish_to
+        if to is not None and is_answer and result is not None and getattr(run, "returned", False):
+            publishes = [Publish(to.topic(run.values_, run.message.topic), result)]
+        if publishes:
+            async with asyncio.timeout(self._max_hold):
+                for publish in publishes:
+                    await self._publisher.send(publish)
+        if is_answer and run.message.response_topic is not None and self._replies(run):
             await self._reply(run, result)
         return DONE
 
-    async def fail(self, run: Run, error: BaseException) -> Outcome:
-        """Say how a run ended that raised `error`, and log it."""
-        outcome = _outcome(run, error)
-        report(run, outcome)
+    async def _reply(self, run: Run, result: object) -> None:
+        try:
+            async with asyncio.timeout(self._max_hold):
+                await run.reply(result)
+        except (BrokerError, ConfigurationError, TimeoutError) as error:
+            run.runner.counts["replies_failed"] += 1
+            self._reports.reply_failed(run, error)
+
+    async def fail(self, run: Run, error: BaseException) -> Outcome | None:
+        """Say how a run ended that raised `error`, once that is dealt with, and log it. None: it has not ended."""
+        try:
+            return await self._settled(run, error)
+        except Exception as bug:
+            log.exception("%s: cannot deal with a failure: this is a bug in mqttapi", run.route.name)
+            return Outcome("failed", f"raised {type(error).__name__}", bug)
+
+    async def _settled(self, run: Run, error: BaseException) -> Outcome | None:
+        if left_thread(error):
+            self._give_up(run)
+            return None
+        handler = handler_for(self._handlers, error)
+        if handler is not None:
+            try:
+                return await self._handled(run, error, handler)
+            except Exception as raised:  # noqa: BLE001  an exception handler may raise anything
+                error = raised
+            except (SystemExit, KeyboardInterrupt) as stop:
+                self._fatal(stop)
+                return None
+        outcome = outcome_of(error)
+        if outcome.kind != "dropped":
+            outcome = replace(outcome, dead_letter=await self._dead_letters.take(run, outcome))
+        self._reports.report(run, outcome)
         return outcome
+
+    async def _handled(self, run: Run, error: BaseException, handler: ExceptionHandler) -> Outcome:
+        async with asyncio.timeout(self._max_hold):
+            result = await handler(run, error)
+        run.returned = False
+        return await self.finish(run, result)
+
+    def _give_up(self, run: Run) -> None:
+        self.stuck_threads += 1
+        self._fatal(
+            HandlerStuck(
+                f"{run.route.name} ({run.route.source}) took longer than {run.runner.timeout:g} s on "
+                f"{printable(run.message.topic)}, in a thread that nothing can stop: this process has to end, and the "
+                "message comes again. Make the handler an 'async def', or give what it waits for a time-out of its own"
+            )
+        )
+
+    def look_after(self) -> None:
+        """Log what is due; call it every second or so."""
+        self._reports.summaries()
+        self._dead_letters.remind()
+
+    def close(self) -> None:
+        """Log what has not been logged."""
+        self._reports.summaries(at_end=True)
 
 
 def _publishes(result: object) -> list[Publish]:
@@ -98,27 +172,3 @@ def _publishes(result: object) -> list[Publish]:
     if isinstance(result, list) and result and all(isinstance(item, Publish) for item in result):
         return list(result)
     return []
-
-
-def _outcome(run: Run, error: BaseException) -> Outcome:
-    match error:
-        case Drop():
-            return Outcome("dropped", error.reason, error)
-        case MessageError():
-            return Outcome("rejected", error.reason, error)
-        case HandlerTimeout():
-            return Outcome("failed", f"took longer than timeout={run.runner.timeout:g} s", error)
-        case asyncio.CancelledError():
-            return Outcome("failed", "was cancelled, though not by mqttapi", error)
-    return Outcome("failed", f"raised {type(error).__name__}", error)
-
-
-def report(run: Run, outcome: Outcome) -> None:
-    """Log how a run ended. Texts of the sender are escaped, values of the payload left out."""
-    where: tuple[Any, ...] = (run.route.name, printable(run.message.topic), outcome.reason)
-    if outcome.kind == "dropped":
-        logger.debug("%s dropped a message on %s: %s", *where)
-    elif outcome.kind == "rejected":
-        logger.warning("%s rejected a message on %s: %s", *where)
-    else:
-        logger.error("%s failed on %s: %s", *where, exc_info=outcome.error)

@@ -1,0 +1,118 @@
+"""What is said of a failure: in the log, and in a dead letter. Input values of validation errors are left out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from pydantic_core import ValidationError
+
+from mqttapi.errors import Drop, MessageError
+from mqttapi.logs import RateLimited
+from mqttapi.message import printable
+from mqttapi.runtime.outcome import Outcome
+
+if TYPE_CHECKING:
+    from mqttapi.runtime.lanes import Run
+
+__all__ = ["Reports", "outcome_of", "reason_of"]
+
+logger = logging.getLogger("mqttapi.handlers")
+
+_REASON_BYTES = 1024
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """How a run ended that raised `error`."""
+    match error:
+        case Drop():
+            return Outcome("dropped", error.reason, error)
+        case MessageError():
+            return Outcome("rejected", error.reason, error)
+        case asyncio.CancelledError():
+            return Outcome("failed", "was cancelled, though not by mqttapi", error)
+    return Outcome("failed", f"raised {type(error).__name__}", error)
+
+
+def reason_of(error: BaseException) -> str:
+    """The text of an error for whoever reads the dead letter: one line, at most 1 KiB."""
+    return printable(_text(error).strip().replace("\n", "; ")).encode()[:_REASON_BYTES].decode(errors="ignore")
+
+
+class Reports:
+    """Logs how runs ended: per route, exception and minute the first ten in full, of the rest the number."""
+
+    def __init__(self) -> None:
+        self._limit: RateLimited[tuple[str, str, str]] = RateLimited()
+
+    def report(self, run: Run, outcome: Outcome) -> None:
+        """Log how a run ended. Texts of the sender are escaped, values of the payload left out."""
+        error, route = outcome.error, run.route.name
+        if outcome.kind == "dropped":
+            logger.debug("%s dropped a message on %s: %s", route, printable(run.message.topic), outcome.reason)
+            return
+        if error is None or not self._limit.allows((route, outcome.kind, type(error).__name__)):
+            return
+        where = (route, printable(run.message.topic), printable(outcome.reason), _became(run, outcome))
+        if outcome.kind == "rejected":
+            logger.warning("%s rejected a message on %s: %s%s", *where)
+        else:
+            logger.error("%s failed on %s: %s%s", *where, exc_info=_loggable(error))
+
+    def reply_failed(self, run: Run, error: BaseException) -> None:
+        """Log that a reply could not be sent."""
+        if self._limit.allows((run.route.name, "could not reply to", type(error).__name__)):
+            where = (run.route.name, printable(run.message.response_topic or ""), reason_of(error))
+            logger.warning("%s could not reply to %s: %s", *where)
+
+    def summaries(self, *, at_end: bool = False) -> None:
+        """Log what was not logged in full; call it regularly."""
+        for (route, kind, error), count in self._limit.summaries(at_end=at_end):
+            logger.warning("%s %s %d more messages (%s) than were logged", route, kind, count, error)
+
+
+def _became(run: Run, outcome: Outcome) -> str:
+    if outcome.dead_letter is not None:
+        return f" (dead letter on {printable(outcome.dead_letter) or 'disk'})"
+    return " (after %d attempts)" % run.attempt if run.attempt > 1 else ""
+
+
+class _Loggable(Exception):
+    """Stands for an exception whose text holds input values."""
+
+
+def _loggable(error: BaseException) -> BaseException:
+    """`error`, or where there is a validation error in its chain, a likeness of it without input values."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+    if not any(isinstance(each, ValidationError) for each in seen):
+        return error
+    copy: BaseException | None = None
+    for each in reversed(seen):
+        likeness = type(type(each).__name__, (_Loggable,), {"__module__": type(each).__module__})(_text(each))
+        likeness.__cause__ = copy
+        copy = likeness.with_traceback(each.__traceback__)
+    assert copy is not None  # noqa: S101  for type checkers: there is at least one
+    return copy
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        return _without_values(error)
+    try:
+        return str(error)
+    except Exception as raised:  # noqa: BLE001  it is anybody's code
+        return f"<its text raised {type(raised).__name__}>"
+
+
+def _without_values(error: ValidationError) -> str:
+    """What pydantic says, but for the values."""
+    found = [
+        f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}"
+        for each in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    return f"{len(found)} validation errors for {error.title}: " + "; ".join(found)
