@@ -110,7 +110,11 @@ class Intake:
     def refuse(self, topic: str, packet_id: int, qos: int, reason: str) -> None:
         """Count, log and acknowledge what is no message for us: its topic is not UTF-8, its payload is too long, say."""
         self.refused += 1
-        log.warning("rejected a message on %s: %s", printable(topic), reason)
+        runners = [target.runner for target in self._targets(topic)]
+        for runner in runners:
+            runner.counts["rejected"] += 1
+        names = ", ".join(runner.route.name for runner in runners) or "no route"
+        log.warning("%s rejected a message on %s: %s", names, printable(topic), reason)
         if qos:
             entry = self.ledger.arrive(packet_id, qos, topic, b"")
             if entry is not None:
