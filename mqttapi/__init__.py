@@ -26,8 +26,9 @@ from mqttapi.errors import (
 )
 from mqttapi.injection import Depends, Payload, UserProperty
 from mqttapi.message import Message
+from mqttapi.middleware import Middleware
 from mqttapi.publisher import NO_REPLY, Publish, Publisher, PublishResult
-from mqttapi.routing import Retry, RouteOptions, Router
+from mqttapi.routing import Controller, Retry, RouteOptions, Router, RouterRegistry, topic
 
 __all__ = [
     "NO_REPLY",
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionRefused",
     "Context",
+    "Controller",
     "Depends",
     "Drop",
     "HandlerStuck",
@@ -47,6 +49,7 @@ __all__ = [
     "MQTTAPIError",
     "Message",
     "MessageError",
+    "Middleware",
     "NotConnected",
     "Payload",
     "Publish",
@@ -60,7 +63,9 @@ __all__ = [
     "RetryLater",
     "RouteOptions",
     "Router",
+    "RouterRegistry",
     "Session",
     "UserProperty",
     "__version__",
+    "topic",
 ]

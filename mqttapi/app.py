@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import logging
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mqttapi.config import Session
 from mqttapi.errors import ConfigurationError
-from mqttapi.injection import analyse
-from mqttapi.injection.functions import called
-from mqttapi.middleware import as_middleware
+from mqttapi.hooks import as_hook
+from mqttapi.injection.functions import called, kind_of
 from mqttapi.publisher import Publisher
 from mqttapi.resources import Resource
-from mqttapi.routing import Declaration, Destination, Retry, Route, RouteOptions, Router
-from mqttapi.routing.options import check, check_together, inherit
+from mqttapi.routing import Router, RouterRegistry
+from mqttapi.routing.options import check
 from mqttapi.routing.route import source_of
+from mqttapi.routing.table import RouteTable
 from mqttapi.runtime.exception_handlers import check_exception_handler
 from mqttapi.runtime.stats import Stats
-from mqttapi.topics import TopicTemplate
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from typing import Unpack
 
     from mqttapi.config import Settings
     from mqttapi.context import Context
+    from mqttapi.hooks import Hook
+    from mqttapi.middleware import MiddlewareLike
     from mqttapi.publisher import PublishResult
-    from mqttapi.routing import SharedOptions, TopicOptions
+    from mqttapi.routing import Declaration, OnOptions, Route, SharedOptions, TopicOptions
     from mqttapi.runtime.exception_handlers import ExceptionHandler
     from mqttapi.service import Service
+    from mqttapi.topics import Constraint
 
 __all__ = ["App", "State"]
 
-F = TypeVar("F", bound="Callable[..., Any]")
+log = logging.getLogger("mqttapi")
 
-_DEFAULTS: dict[str, Any] = {
-    "qos": 1,
-    "shared": False,
-    "workers": None,
-    "ordered_by": "topic",
-    "concurrency": None,
-    "timeout": 60.0,
-    "retry": None,
-    "dead_letter": None,
-    "publish_to": None,
-    "dependencies": (),
-    "options": RouteOptions(),
-}
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class State:
@@ -81,6 +72,10 @@ class App:
         dispatch: Which routes get a message that several match: `all` of them, or the `first` registered.
         session: How long the broker keeps what comes while the app is away. None: as `MQTTAPI_SESSION_EXPIRY` says
             (24 h) when any route has QoS ≥ 1, else not at all.
+        credentials: An async function that gives `(username, password)`, or an object with these attributes. It is
+            asked at every connect, by both connections, in place of what the broker's URL says.
+        discover: A package such as `app.routers`: the routers of its modules are included when the app starts; see
+            `RouterRegistry`.
         options: Defaults of all routes; see `SharedOptions`. `middleware` is outermost, `dependencies` run first.
 
     Raises:
@@ -96,20 +91,30 @@ class App:
         lifespan: Callable[[App], AbstractAsyncContextManager[None]] | None = None,
         dispatch: Literal["all", "first"] = "all",
         session: Session | None = None,
+        credentials: Callable[[], Awaitable[object]] | None = None,
+        discover: str | None = None,
         **options: Unpack[SharedOptions],
     ) -> None:
         given: dict[str, Any] = dict(options)
         check(given, f"App({name!r})")
         if dispatch not in {"all", "first"}:
             raise ConfigurationError(f"App({name!r}): dispatch must be 'all' or 'first', got {dispatch!r}")
+        if discover is not None and not isinstance(discover, str):
+            raise ConfigurationError(f"App({name!r}): discover must be a package's name or None, got {discover!r}")
         if session is not None and not isinstance(session, Session):
             raise ConfigurationError(f"App({name!r}): session must be a Session(...) or None, got {session!r}")
+        if credentials is not None and not (callable(credentials) and kind_of(credentials).is_async):
+            raise ConfigurationError(
+                f"App({name!r}): credentials must be an 'async def' that returns (username, password), "
+                f"not a {type(credentials).__name__}"
+            )
         self.name = name or "mqttapi"
         self.broker = broker
         self.settings = settings
         self.lifespan = lifespan
         self.dispatch = dispatch
         self.session = session
+        self.credentials = credentials
         self.state = State()
         self.dependency_overrides: dict[object, object] = {}
         """In tests: `app.dependency_overrides[session] = fake`; read when the app starts. Takes functions and the
@@ -118,8 +123,10 @@ class App:
         self.router = Router(middleware=given.pop("middleware", ()))
         self.resources: dict[type, Resource] = {}
         self.exception_handlers: dict[type[Exception], ExceptionHandler] = {}
-        self._options = given
-        self._routes: list[Route] = []
+        self.table = RouteTable(given)
+        self._discover = discover
+        self._on_connect: list[Hook] = []
+        self._on_disconnect: list[Hook] = []
         self._service: Service | None = None
         self.router._includers.append(self._register)
 
@@ -127,8 +134,20 @@ class App:
 
     @property
     def routes(self) -> Sequence[Route]:
-        """All routes, in the order of registration."""
-        return tuple(self._routes)
+        """All routes, in the order of registration; those of `discover` last."""
+        self.load()
+        return tuple(self.table.routes)
+
+    def load(self) -> None:
+        """Include the routers of the package `discover`, unless that was done before. It is done at the start, too.
+
+        Raises:
+            ConfigurationError: When one of its modules cannot be imported, or has no `router`.
+        """
+        if self._discover is not None:
+            for router in RouterRegistry(self._discover).discover().values():
+                self.include_router(router)
+            self._discover = None
 
     def topic(self, template: str, /, **options: Unpack[TopicOptions]) -> Callable[[F], F]:
         """Let the decorated function handle every message of a topic. It stays the function that it was.
@@ -142,9 +161,49 @@ class App:
         """
         return self.router.topic(template, **options)
 
-    def include_router(self, router: Router, *, prefix: str = "", **options: Unpack[SharedOptions]) -> None:
+    @overload
+    def on(self, template: str, handler: None = None, **options: Unpack[OnOptions]) -> Callable[[F], F]: ...
+    @overload
+    def on(
+        self, template: str, handler: Callable[..., Any] | tuple[type, str], **options: Unpack[OnOptions]
+    ) -> None: ...
+    def on(self, template: str, handler: Any = None, **options: Unpack[OnOptions]) -> Any:
+        """Let a handler have every message of a topic; without a handler it decorates one. See `Router.on`."""
+        return self.router.on(template, handler, **options)
+
+    def group(
+        self, *, prefix: str = "", name: str = "", **options: Unpack[SharedOptions]
+    ) -> AbstractContextManager[Router]:
+        """A router for the routes that are declared on it; see `Router.group`."""
+        return self.router.group(prefix=prefix, name=name, **options)
+
+    def controller(
+        self, prefix: str, controller: type | object, *, name: str = "", **options: Unpack[SharedOptions]
+    ) -> None:
+        """Register the methods of a class that are marked with `@topic(…)`; see `Router.controller`."""
+        self.router.controller(prefix, controller, name=name, **options)
+
+    def republish(self, source: str, to: str, *, retain: bool = False, **options: Unpack[TopicOptions]) -> None:
+        """Send every message of a topic on to another, as it came; see `Router.republish`."""
+        self.router.republish(source, to, retain=retain, **options)
+
+    def include_router(
+        self, router: Router, *, prefix: str = "", name: str = "", **options: Unpack[SharedOptions]
+    ) -> None:
         """Take over the routes of a router; see `Router.include_router`."""
-        self.router.include_router(router, prefix=prefix, **options)
+        self.router.include_router(router, prefix=prefix, name=name, **options)
+
+    def pattern(self, name: str, constraint: Constraint) -> None:
+        """Let a constraint hold for a path parameter wherever it is: `app.pattern("id", r"[0-9]+")`.
+
+        Args:
+            name: Of the parameter.
+            constraint: As in `where`, which comes before it.
+
+        Raises:
+            ConfigurationError: When it is no constraint, or a route with that parameter is already there.
+        """
+        self.table.add_pattern(name, constraint)
 
     def topic_for(self, name: str, /, **params: object) -> str:
         """A topic of the route called `name`, with its path parameters filled in.
@@ -153,22 +212,42 @@ class App:
             ConfigurationError: When there is no such route, a parameter is missing, or a value would add a level or a
                 wildcard.
         """
-        for route in self._routes:
-            if route.name == name:
-                return route.template.render(params)
-        raise ConfigurationError(
-            f"there is no route called {name!r}: known are {', '.join(repr(route.name) for route in self._routes)}"
-        )
+        self.load()
+        return self.table.named(name).template.render(params)
 
     def middleware(self, function: F) -> F:
         """Add the decorated `async def mw(context, call_next)` to the middleware of the app, inside of what is there."""
         self.add_middleware(function)
         return function
 
-    def add_middleware(self, middleware: object) -> None:
+    def add_middleware(self, middleware: MiddlewareLike | str) -> None:
         """Add `middleware` innermost: it runs inside of what was added before, around that of routers and routes."""
         self._refuse_when_started("middleware")
-        self.router.add_middleware(as_middleware(middleware))
+        self.router.add_middleware(middleware)
+
+    def middleware_alias(self, name: str, middleware: object) -> None:
+        """Let a text stand for a middleware.
+
+            app.middleware_alias("throttle", RateLimit)
+            router = Router(middleware=["throttle:60,1"])  # RateLimit(60, 1)
+
+        Args:
+            name: Without `:`, `,` and spaces.
+            middleware: A middleware, or a class (or a plain function) that makes one: it is called for each place where
+                the text stands, with the parameters behind the `:`, each made what its hint says.
+
+        Raises:
+            ConfigurationError: When the name is taken, or there can be no middleware of it.
+        """
+        self.table.aliases.add(name, middleware)
+
+    def middleware_group(self, name: str, middleware: Sequence[MiddlewareLike | str]) -> None:
+        """Let a text stand for several middlewares, outermost first; aliases among them are already known.
+
+        Raises:
+            ConfigurationError: When the name is taken, or one of them is no middleware.
+        """
+        self.table.aliases.add_group(name, middleware)
 
     def exception_handler(self, error: type[Exception]) -> Callable[[F], F]:
         """Let the decorated `async def handle(context, error)` say what becomes of a message that ended with `error`.
@@ -222,89 +301,35 @@ class App:
         self.resources[resource.kind] = resource
         return function
 
+    def on_connect(self, function: F) -> F:
+        """Call the decorated `async def f()` or `async def f(app)` each time the app is connected and subscribed.
+
+        It runs beside the handlers: messages may come before it has ended. What it raises is logged.
+
+        Raises:
+            ConfigurationError: When the function is something else.
+        """
+        self._refuse_when_started("hooks")
+        self._on_connect.append(as_hook(function, "on_connect"))
+        return function
+
+    def on_disconnect(self, function: F) -> F:
+        """Call the decorated `async def f()` or `async def f(app)` when the connection is lost, or ended by a stop.
+
+        What it raises is logged. See `on_connect`.
+        """
+        self._refuse_when_started("hooks")
+        self._on_disconnect.append(as_hook(function, "on_disconnect"))
+        return function
+
     def _register(self, declaration: Declaration) -> None:
         """Make a route of what a decorator was told; everything that can be wrong with it is found here."""
         self._refuse_when_started("routes")
-        options = inherit({**_DEFAULTS, **self._options}, declaration.options)
-        label = declaration.label
-        check_together(options, label)
-        try:
-            template = TopicTemplate(declaration.template, where=options.get("where"))
-        except ConfigurationError as error:
-            raise type(error)(f"{label}: {error}") from None
-        order = options["ordered_by"]
-        if isinstance(order, str) and order != "topic" and order not in template.names:
-            raise ConfigurationError(
-                f"{label}: ordered_by={order!r} is neither 'topic' nor a path parameter "
-                f"({', '.join(template.names) or 'there is none'})"
-            )
-        self._refuse_twice(declaration, template, options)
-        signature = analyse(
-            declaration.handler,
-            template=template,
-            resources={**dict.fromkeys(self.resources), App: None, Publisher: None},
-            dependencies=options["dependencies"],
-            name=options.get("name"),
-        )
-        name = self._name(declaration, options.get("name"))
-        sent = {
-            option: text and Destination(text, source=template, route=name, label=f"{label}: {option}")
-            for option in ("dead_letter", "publish_to")
-            for text in [options[option]]
-        }
-        self._routes.append(
-            Route(
-                name=name,
-                template=template,
-                handler=declaration.handler,
-                signature=signature,
-                scopes=declaration.scopes,
-                qos=options["qos"],
-                shared=options["shared"],
-                workers=options["workers"],
-                middleware=tuple(as_middleware(mw) for mw in options.get("middleware", ())),
-                dependencies=tuple(options["dependencies"]),
-                ordered_by=order,
-                concurrency=options["concurrency"],
-                timeout=options["timeout"],
-                retry=Retry.of(options["retry"]),
-                **sent,
-                options=options["options"],
-            )
-        )
+        self.table.add(declaration, (*self.resources, App, Publisher))
 
     def _refuse_when_started(self, what: str) -> None:
         if self._service is not None:
             raise ConfigurationError(f"{what} are frozen once the app has started: register them before it runs")
-
-    def _refuse_twice(self, declaration: Declaration, template: TopicTemplate, options: Mapping[str, Any]) -> None:
-        for route in self._routes:
-            if (
-                route.handler is declaration.handler
-                and route.template.filters == template.filters
-                and route.shared == options["shared"]
-            ):
-                raise ConfigurationError(
-                    f"{declaration.label}: the handler ({source_of(route.handler)}) already has a route on the filter "
-                    f"{template.filters[0]!r}, called {route.name!r}: it would run twice for each message"
-                )
-
-    def _name(self, declaration: Declaration, given: str | None) -> str:
-        taken = {route.name: route for route in self._routes}
-        if given is not None:
-            if given in taken:
-                raise ConfigurationError(
-                    f"{declaration.label} ({source_of(declaration.handler)}): the name {given!r} is taken by "
-                    f"{taken[given].handler.__name__}() ({taken[given].source}); names of routes are unique"
-                )
-            return given
-        handler = declaration.handler
-        base = name = f"{handler.__module__}.{getattr(handler, '__qualname__', type(handler).__qualname__)}"
-        count = 1
-        while name in taken:
-            count += 1
-            name = f"{base}:{count}"
-        return name
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
@@ -351,10 +376,13 @@ class App:
         Raises:
             ConfigurationError: When the settings are wrong.
             ConnectionRefused: When the broker refuses the app for good.
+            ClientIdInUse: When another app on this machine has the client id.
         """
         from mqttapi.service import Service
 
-        async with Service(self).connected(broker):
+        service = Service(self)
+        async with service.connected(broker):
+            service.failure.add_done_callback(_log_failure)
             yield self
 
     async def serve(self, *, broker: str | None = None) -> None:
@@ -374,8 +402,13 @@ class App:
 
         Raises:
             SystemExit: With 0 after SIGTERM or SIGINT, 1 when the broker refuses the app or a second signal cut the
-                shutdown short.
+                shutdown short, 3 when another app has the client id.
         """
         from mqttapi.service import run
 
         run(self, broker)
+
+
+def _log_failure(failure: asyncio.Future[BaseException]) -> None:
+    """Where the app is inside another program, that goes on: `readiness` and the log have to tell."""
+    log.error("the app has stopped: %s", failure.result())

@@ -7,7 +7,9 @@ import contextlib
 import contextvars
 import gc
 import logging
+import os
 import signal
+import sys
 import threading
 from collections import defaultdict
 from dataclasses import replace
@@ -26,10 +28,13 @@ from mqttapi.config import (
     tls_context,
     unknown_variables,
 )
-from mqttapi.errors import ConfigurationError, ConnectionRefused
+from mqttapi.errors import ConfigurationError, ConnectionRefused, HandlerStuck
 from mqttapi.injection import compile_plan
+from mqttapi.injection.methods import Method
+from mqttapi.injection.overrides import is_factory
 from mqttapi.middleware import compose
 from mqttapi.publisher import Publisher
+from mqttapi.resources.access import OPENED
 from mqttapi.runtime.attempts import Attempts
 from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.dispatcher import Dispatcher
@@ -64,6 +69,7 @@ class Service:
     """One run of an app."""
 
     def __init__(self, app: App, settings: Settings | None = None, *, pauses: bool = True) -> None:
+        app.load()
         self.app = app
         self.settings = settings or app.settings or Settings()
         self.intake: Intake | None = None
@@ -92,6 +98,8 @@ class Service:
                 if app.lifespan is not None:
                     await stack.enter_async_context(app.lifespan(app))
                 opened = await self._open_resources(stack)
+                context = contextvars.copy_context()
+                context.run(self._make_controllers, opened)
                 self.runners = [self._runner(route, index, opened) for index, route in enumerate(app.routes)]
                 self.dispatcher = Dispatcher(self.subscriptions(), mode=app.dispatch)
                 self.dead_letters = DeadLetters(app.publisher, self._spool)
@@ -108,7 +116,7 @@ class Service:
                     finish=self.policy.finish,
                     fail=self.policy.fail,
                     fatal=self.fail,
-                    context=contextvars.copy_context(),
+                    context=context,
                     name=f"mqttapi[{app.name}]",
                 )
                 stack.push_async_callback(self.workers.stop)
@@ -117,7 +125,7 @@ class Service:
             app.publisher.outgoing = None
             app._service = None
 
-    async def _open_resources(self, stack: contextlib.AsyncExitStack) -> Mapping[type, object]:
+    async def _open_resources(self, stack: contextlib.AsyncExitStack) -> dict[type, object]:
         from mqttapi.app import App
 
         opened: dict[type, object] = {App: self.app, Publisher: self.app.publisher}
@@ -126,14 +134,21 @@ class Service:
                 opened[kind] = await resource.open(stack, opened)
         return opened
 
+    def _make_controllers(self, opened: dict[type, object]) -> None:
+        """One object of each controller whose constructor takes nothing, in the context that handlers will run in."""
+        overrides = self.app.dependency_overrides
+        OPENED.set({**opened, **{kind: thing for kind, thing in overrides.items() if not is_factory(thing)}})
+        for route in self.app.routes:
+            method = route.handler
+            if isinstance(method, Method) and method.has_one_object and method.cls not in (opened.keys() | overrides):
+                opened[method.cls] = method.cls()
+
     def _runner(self, route: Route, index: int, opened: Mapping[type, object]) -> Runner:
         plan = compile_plan(route.signature, overrides=self.app.dependency_overrides, resources=opened)
-        one = compose(route.middleware, noting_return(plan) if route.publish_to else plan)
+        around, inner = self.app.table.middleware_of(route)
+        one = compose(inner, noting_return(plan) if route.publish_to else plan)
         limit = self.settings.max_hold if route.timeout is None else min(route.timeout, self.settings.max_hold)
-        attempts = Attempts(
-            one, retry=route.retry, timeout=limit, max_hold=self.settings.max_hold, pauses=self._pauses
-        )
-        around = [middleware for scope in route.scopes for middleware in scope.scope_middleware]
+        attempts = Attempts(one, retry=route.retry, timeout=limit, max_hold=self.settings.max_hold, pauses=self._pauses)
         if around:
             runner = Runner(route, compose(around, attempts.layer()), index)
         else:
@@ -380,6 +395,11 @@ def run(app: App, broker: str | None) -> None:
     except ConnectionRefused as error:
         log.error("%s", error)
         raise SystemExit(EXIT_TAKEN_OVER if error.reason_code == _TAKEN_OVER else EXIT_REFUSED) from None
+    except HandlerStuck as error:
+        log.error("%s", error)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(EXIT_REFUSED)  # any other way out waits for the thread
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise SystemExit(1) from None
     raise SystemExit(0)

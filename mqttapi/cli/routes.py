@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from mqttapi.cli.options import AppDir, Debug, Factory, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from mqttapi.routing import Route
 
@@ -33,7 +34,7 @@ def routes(
 
     app = load(target, app_dir=app_dir, factory=factory)
     group = (app.settings or Settings()).group_name or app.name
-    rows = [_described(route, group) for route in app.routes]
+    rows = [_described(route, group, chain(*app.table.middleware_of(route))) for route in app.routes]
     if as_json:
         import json
 
@@ -42,8 +43,7 @@ def routes(
         _print_table(rows)
 
 
-def _described(route: Route, group: str) -> dict[str, Any]:
-    around = [middleware for scope in route.scopes for middleware in scope.scope_middleware]
+def _described(route: Route, group: str, middleware: Iterable[object]) -> dict[str, Any]:
     return {
         "name": route.name,
         "template": route.template.text,
@@ -53,7 +53,7 @@ def _described(route: Route, group: str) -> dict[str, Any]:
         "workers": route.workers,
         "handler": _qualified(route.handler),
         "source": route.source,
-        "middleware": [_qualified(middleware) for middleware in (*around, *route.middleware)],
+        "middleware": [_qualified(each) for each in middleware],
         "description": route.description,
         "tags": list(route.options.tags),
     }

@@ -17,7 +17,17 @@ from mqttapi.injection.hints import MISSING, show
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-__all__ = ["Kind", "Parameter", "called", "identity", "kind_of", "parameters_of", "returned_by"]
+__all__ = [
+    "Kind",
+    "Parameter",
+    "called",
+    "hint_of",
+    "identity",
+    "kind_of",
+    "local_names",
+    "parameters_of",
+    "returned_by",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +73,17 @@ def _parameter(function: Callable[..., Any], parameter: inspect.Parameter, owner
             f"{owner}: '{stars}{parameter.name}' would get nothing: payload keys never become arguments. "
             "Name each parameter; for the whole payload write 'payload: dict'."
         )
-    hint = _resolve(function, parameter.name, parameter.annotation, owner)
+    hint = hint_of(function, parameter, owner)
     return Parameter(parameter.name, hint, parameter.default, parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def hint_of(function: Callable[..., Any], parameter: inspect.Parameter, owner: str) -> Any:
+    """The hint of a parameter of `function`, resolved; MISSING where there is none.
+
+    Raises:
+        ConfigurationError: When it cannot be resolved.
+    """
+    return _resolve(function, parameter.name, parameter.annotation, owner)
 
 
 def returned_by(function: Callable[..., Any], owner: str) -> Any:
@@ -84,7 +103,7 @@ def _resolve(function: Callable[..., Any], name: str, annotation: Any, owner: st
     plain = _plain_function(function)
     module: Mapping[str, Any] = getattr(plain, "__globals__", {})
     try:
-        hints = typing.get_type_hints(holder, dict(module), _local_names(plain), include_extras=True)
+        hints = typing.get_type_hints(holder, dict(module), local_names(plain), include_extras=True)
     except Exception as error:  # noqa: BLE001  whatever evaluating a text raises
         text = annotation if isinstance(annotation, str) else show(annotation)
         raise ConfigurationError(
@@ -106,7 +125,7 @@ def _plain_function(function: Any) -> Any:
     return inspect.unwrap(getattr(function, "__func__", function))
 
 
-def _local_names(function: Any) -> dict[str, Any]:
+def local_names(function: Any) -> dict[str, Any]:
     """The names around a function that was defined in another one which still runs, and those it closes over.
 
     With `from __future__ import annotations` a hint is a text, and a class that is local to a test, say, is found

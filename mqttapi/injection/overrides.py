@@ -16,7 +16,7 @@ from mqttapi.injection.sources import Call, Dependency, Resource, Signature, Sou
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["override"]
+__all__ = ["is_factory", "override"]
 
 
 def override(signature: Signature, overrides: Mapping[Any, Any]) -> Signature:
@@ -49,7 +49,7 @@ class _Replacing:
     def source(self, source: Source) -> Source:
         if isinstance(source, Dependency):
             return self.dependency(source)
-        if isinstance(source, Resource) and _is_factory(self._overrides.get(identity(source.type))):
+        if isinstance(source, Resource) and is_factory(self._overrides.get(identity(source.type))):
             return self._replaced(source.type, use_cache=True)
         return source
 
@@ -77,5 +77,6 @@ class _Replacing:
         return replace(call, arguments=arguments)
 
 
-def _is_factory(value: object) -> bool:
+def is_factory(value: object) -> bool:
+    """Whether an override is called for each attempt, rather than being the thing itself."""
     return isinstance(value, Depends | type | functools.partial) or inspect.isroutine(value)

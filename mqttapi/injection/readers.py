@@ -13,7 +13,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from mqttapi.errors import ConfigurationError, InvalidParameter
 from mqttapi.injection.functions import Parameter, parameters_of
 from mqttapi.injection.hints import MISSING, Hint, is_scalar, is_table, show
-from mqttapi.injection.rows import key_reader, row_loader, session_type
+from mqttapi.injection.rows import column_of, key_reader, row_loader, session_type
 from mqttapi.injection.sources import Attribute, Call, Dependency, Read, Resource, Source
 from mqttapi.injection.validation import Convert, parameter_reader, payload_reader, validator_of
 
@@ -105,9 +105,10 @@ def _row_source(
             f"{where} is a table: its row is loaded through an AsyncSession, and the app has no such resource. "
             "Register one, or take the key and load the row yourself."
         )
-    load = row_loader(label, hint)
-    key = _or_default(None, key_reader(where, label, hint.only, from_text=slot.type is str))
-    sources: tuple[Source, ...] = (Resource(session, optional=False), Read(key, code))
+    column = column_of(where, hint.only, slot.converter)
+    load = row_loader(label, hint, column)
+    key = _or_default(None, key_reader(label, hint.only, column, from_text=slot.type is str))
+    sources: tuple[Source, ...] = (Resource(session, optional=False), Read(key, code), Attribute("context"))
     parameters = parameters_of(load, where)
     return Dependency(Call(load, load, True, False, False, tuple(zip(parameters, sources, strict=True))))
 

@@ -1,18 +1,21 @@
-"""A path parameter whose hint is a SQLModel table gets the row with that primary key."""
+"""A path parameter whose hint is a SQLModel table gets the row with that primary key, or that value in a column."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
-from mqttapi.errors import ConfigurationError, InvalidParameter
+from mqttapi.errors import ConfigurationError, Drop, InvalidParameter
 from mqttapi.injection.hints import Hint
 from mqttapi.injection.validation import parameter_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Callable, Collection
 
-__all__ = ["key_reader", "row_loader", "session_type"]
+    from mqttapi.context import Context
+
+__all__ = ["column_of", "key_reader", "row_loader", "session_type"]
 
 
 def session_type(resources: Collection[type[Any]]) -> type[Any] | None:
@@ -24,10 +27,16 @@ def session_type(resources: Collection[type[Any]]) -> type[Any] | None:
     return None
 
 
-def key_reader(where: str, label: str, table: type[Any], *, from_text: bool) -> Callable[[Any], Any]:
-    """What makes a primary key of a level of the topic; it raises `InvalidParameter`."""
+def column_of(where: str, table: type[Any], name: str) -> str:
+    """The column that a row is looked up by: the one called `name`, else the primary key.
+
+    Raises:
+        ConfigurationError: When the primary key has several columns.
+    """
     from sqlalchemy import inspect
 
+    if name in table.model_fields:
+        return name
     mapper = inspect(table)
     if len(mapper.primary_key) != 1:
         columns = ", ".join(column.name for column in mapper.primary_key)
@@ -35,18 +44,44 @@ def key_reader(where: str, label: str, table: type[Any], *, from_text: bool) -> 
             f"{where}: the primary key of {table.__name__} has several columns ({columns}). "
             "Take the levels as parameters, and load the row in a dependency."
         )
-    name = mapper.get_property_by_column(mapper.primary_key[0]).key
-    return parameter_reader(label, Hint.of(table.model_fields[name].annotation), from_text=from_text)
+    key: str = mapper.get_property_by_column(mapper.primary_key[0]).key
+    return key
 
 
-def row_loader(label: str, hint: Hint) -> Callable[[Any, Any], Awaitable[Any]]:
-    """What loads the row; where there is none it gives None if the hint allows that, else raises `InvalidParameter`."""
+def key_reader(label: str, table: type[Any], column: str, *, from_text: bool) -> Callable[[Any], Any]:
+    """What makes a value of the column of a level of the topic; it raises `InvalidParameter`."""
+    return parameter_reader(label, Hint.of(table.model_fields[column].annotation), from_text=from_text)
+
+
+def row_loader(label: str, hint: Hint, column: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
+    """What loads the row. Where there is none it gives None if the hint allows that, else what `missing=` says."""
+    from sqlalchemy import inspect, select
+
     table = hint.only
+    is_key = [key.name for key in inspect(table).primary_key] == [column]
 
-    async def load(session: Any, key: Any) -> Any:
-        row = None if key is None else await session.get(table, key)
+    async def load(session: Any, key: Any, context: Any) -> Any:
+        row = None
+        if key is not None:
+            if is_key:
+                row = await session.get(table, key)
+            else:
+                row = (await session.scalars(select(table).where(getattr(table, column) == key))).one_or_none()
         if row is None and not hint.nullable:
-            raise InvalidParameter(f"{label}: {table.__name__} not found")
+            return await _missing(context, f"{label}: {table.__name__} not found")
         return row
 
     return load
+
+
+async def _missing(context: Context, reason: str) -> Any:
+    missing = context.route.missing
+    if missing == "drop":
+        raise Drop(reason)
+    if callable(missing):
+        missing = missing(context)
+        if isinstance(missing, Awaitable):
+            missing = await missing
+    if missing is None or missing == "reject":
+        raise InvalidParameter(reason)
+    return missing

@@ -20,6 +20,7 @@ from mqttapi.context import Context
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection.functions import Kind, Parameter, called, identity, kind_of, parameters_of
 from mqttapi.injection.hints import MISSING, Hint, show
+from mqttapi.injection.methods import Method
 from mqttapi.injection.params import MARKERS, Depends, Marker, UserProperty
 from mqttapi.injection.readers import path_source, payload_source, user_property_source
 from mqttapi.injection.sources import Attribute, Call, Dependency, Read, Resource, Signature, Source
@@ -97,13 +98,21 @@ class Analysis:
         self._chain = [handler]
 
     def handler(self, owner: str) -> Call:
-        (function,) = self._chain
+        (handler,) = self._chain
+        function = handler.function if isinstance(handler, Method) else handler
         kind = kind_of(function)
         if kind.is_context:
             raise ConfigurationError(
                 f"{owner}: a handler cannot 'yield'. Return a value; 'yield' belongs in a dependency, Depends(...)."
             )
-        return self._call(function, owner, kind, in_thread=not kind.is_async)
+        if not isinstance(handler, Method):
+            return self._call(handler, owner, kind, in_thread=not kind.is_async)
+        itself, *parameters = parameters_of(function, owner)
+        arguments = (itself, self._object_of(handler)), *((each, self._source(owner, each)) for each in parameters)
+        return Call(handler, function, kind.is_async, False, not kind.is_async, arguments)
+
+    def _object_of(self, method: Method) -> Source:
+        return Resource(method.cls, optional=False) if method.has_one_object else Dependency(self.call(method.cls))
 
     def call(self, function: Callable[..., Any], *, thread: bool = False) -> Call:
         """How to call a dependency."""

@@ -7,55 +7,18 @@ async def mw(context, call_next):
     return result
 """
 
-from __future__ import annotations
-
-import inspect
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
-
-from mqttapi.errors import ConfigurationError
 from mqttapi.injection import Endpoint
-from mqttapi.injection.functions import called, kind_of
+from mqttapi.middleware.aliases import Aliases, Layer
+from mqttapi.middleware.base import Middleware
+from mqttapi.middleware.chain import MiddlewareFunction, MiddlewareLike, as_middleware, compose
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
-    from mqttapi.context import Context
-
-__all__ = ["Endpoint", "Middleware", "as_middleware", "compose"]
-
-Middleware: TypeAlias = "Callable[[Context, Endpoint], Awaitable[Any]]"
-"""`async def mw(context, call_next)`: `call_next` may be called again, to run everything inside once more."""
-
-
-def compose(middleware: Sequence[Middleware], endpoint: Endpoint) -> Endpoint:
-    """`endpoint` within `middleware`, the first of them outermost."""
-    for layer in reversed(middleware):
-        endpoint = _around(endpoint, layer)
-    return endpoint
-
-
-def _around(call_next: Endpoint, layer: Middleware) -> Endpoint:
-    return lambda context: layer(context, call_next)
-
-
-def as_middleware(obj: object) -> Middleware:
-    """Take `async def mw(context, call_next)`, or an object with such a method `handle(context, next_handler)`.
-
-    Raises:
-        ConfigurationError: When it is neither, with the way out.
-    """
-    if isinstance(obj, type):
-        raise ConfigurationError(f"middleware {obj.__name__} is a class: give an instance, {obj.__name__}(...).")
-    middleware = getattr(obj, "handle", obj)
-    name = called(middleware) if callable(middleware) else repr(obj)
-    form = "Middleware is 'async def mw(context, call_next)', or an object with 'async def handle(self, context, next_handler)'."
-    if not callable(middleware):
-        raise ConfigurationError(f"{name} is no middleware. {form}")
-    kind = kind_of(middleware)
-    if kind.is_context or not kind.is_async:
-        raise ConfigurationError(f"{name} is not an 'async def' that returns. {form}")
-    try:
-        inspect.signature(middleware).bind("context", "call_next")
-    except TypeError:
-        raise ConfigurationError(f"{name} does not take two arguments. {form}") from None
-    return cast("Middleware", middleware)
+__all__ = [
+    "Aliases",
+    "Endpoint",
+    "Layer",
+    "Middleware",
+    "MiddlewareFunction",
+    "MiddlewareLike",
+    "as_middleware",
+    "compose",
+]

@@ -1,9 +1,24 @@
 """Routes: which handler serves which topic, and how routers nest."""
 
+from mqttapi.routing.controllers import Controller, topic
 from mqttapi.routing.destination import Destination
-from mqttapi.routing.options import RouteOptions, SharedOptions, TopicOptions
+from mqttapi.routing.options import OnOptions, RouteOptions, SharedOptions, TopicOptions
+from mqttapi.routing.registry import RouterRegistry
 from mqttapi.routing.retry import Retry
 from mqttapi.routing.route import Declaration, Route
 from mqttapi.routing.router import Router
 
-__all__ = ["Declaration", "Destination", "Retry", "Route", "RouteOptions", "Router", "SharedOptions", "TopicOptions"]
+__all__ = [
+    "Controller",
+    "Declaration",
+    "Destination",
+    "OnOptions",
+    "Retry",
+    "Route",
+    "RouteOptions",
+    "Router",
+    "RouterRegistry",
+    "SharedOptions",
+    "TopicOptions",
+    "topic",
+]

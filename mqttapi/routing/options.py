@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from mqttapi.message import Message
-    from mqttapi.middleware import Middleware
+    from mqttapi.middleware import MiddlewareLike
     from mqttapi.topics import Constraint
 
-__all__ = ["RouteOptions", "SharedOptions", "TopicOptions", "check"]
+__all__ = ["OnOptions", "RouteOptions", "SharedOptions", "TopicOptions", "check"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +30,15 @@ class RouteOptions:
         tags: For people, and for tools that read `mqttapi routes --json`.
         no_local: Do not receive what this app published itself [MQTT5 §3.8.3.1]. Not with `shared` [MQTT-3.8.3-4].
         retain_as_published: Keep the retain flag as the sender set it [MQTT5 §3.8.3.1].
+        without_middleware: What is not to run, of the middleware of app, routers and groups: names of aliases and of
+            their groups, classes, or the middleware itself.
     """
 
     description: str | None = None
     tags: Sequence[str] = ()
     no_local: bool = False
     retain_as_published: bool = False
+    without_middleware: Sequence[MiddlewareLike | type | str] = ()
 
 
 class SharedOptions(TypedDict, total=False):
@@ -52,9 +55,13 @@ class SharedOptions(TypedDict, total=False):
     workers: int | None
     """How many processes serve the route, 1 to 1,000; needs `shared`. Default: `WORKER_COUNT`, else 1."""
     where: Mapping[str, Constraint]
-    """Per path parameter a regular expression, or the set of its values: what does not fit does not match."""
-    middleware: Sequence[Middleware | object]
-    """Runs inside that of app and routers, the first one outermost."""
+    """Per path parameter a regular expression, the set of its values, or an Enum: what does not fit does not match.
+    That of a router, a group or the app applies to those of its routes that have such a parameter."""
+    missing: object
+    """What becomes of a message when there is no row for a path parameter that is a table: `"reject"` (default),
+    `"drop"`, a row to use instead, or a function of the context that gives one (None: reject)."""
+    middleware: Sequence[MiddlewareLike | str]
+    """Runs inside that of app and routers, the first one outermost. A text names an alias: `"throttle:60,1"`."""
     dependencies: Sequence[Depends]
     """Run before the handler, for their effects."""
     ordered_by: str | Callable[[Message], Hashable] | None
@@ -80,6 +87,13 @@ class TopicOptions(SharedOptions, total=False):
     """For `app.topic_for`; given names are unique. Default: `module.qualname` of the handler."""
     publish_to: str | None
     """Where the handler's return value is published, unless it is None: a template as that of `dead_letter`."""
+
+
+class OnOptions(TopicOptions, total=False):
+    """The options of `on`."""
+
+    worker_count: int | None
+    """Another word for `workers`."""
 
 
 def inherit(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +229,16 @@ def _dependencies(value: object) -> str | None:
 
 
 def _options(value: object) -> str | None:
-    return None if isinstance(value, RouteOptions) else f"options must be a RouteOptions(...), got {value!r}"
+    if not isinstance(value, RouteOptions):
+        return f"options must be a RouteOptions(...), got {value!r}"
+    problem = _sequence("without_middleware", "log_it")(value.without_middleware)
+    return problem and f"RouteOptions: {problem}"
+
+
+def _missing(value: object) -> str | None:
+    if isinstance(value, str) and value not in {"reject", "drop"}:
+        return f"missing must be 'reject', 'drop', a row, or a function of the context, got {value!r}"
+    return None
 
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
@@ -223,6 +246,7 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "dead_letter": _destination("dead_letter"),
     "dependencies": _dependencies,
     "middleware": _sequence("middleware", "log_it"),
+    "missing": _missing,
     "name": _name,
     "options": _options,
     "ordered_by": _ordered_by,

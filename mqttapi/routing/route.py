@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from mqttapi.injection import Depends, Signature
     from mqttapi.message import Message
-    from mqttapi.middleware import Middleware
+    from mqttapi.middleware import Layer
     from mqttapi.routing.destination import Destination
     from mqttapi.routing.retry import Retry
     from mqttapi.routing.router import Router
-    from mqttapi.topics import TopicTemplate
+    from mqttapi.topics import Constraint, TopicTemplate
 
 __all__ = ["Declaration", "Route"]
 
@@ -31,16 +31,18 @@ class Declaration:
     template: str
     handler: Callable[..., Any]
     options: Mapping[str, Any]
+    where: Mapping[str, Constraint] = field(default_factory=dict)
+    """The constraints of the route itself: each must name a parameter. Those among `options` are inherited."""
     scopes: tuple[Router, ...] = ()
     """The routers it was declared under, outermost first: their middleware runs around the route's own."""
 
-    def within(self, router: Router, prefix: str, options: Mapping[str, Any]) -> Declaration:
-        """The same route seen from `router`, which includes it with a prefix and defaults."""
+    def within(self, router: Router) -> Declaration:
+        """The same route seen from `router`, which has a prefix, a prefix of names, and defaults."""
+        options = inherit(router.options, self.options)
+        if options.get("name"):
+            options["name"] = router.name + options["name"]
         return replace(
-            self,
-            template=join(prefix, self.template),
-            options=inherit(options, self.options),
-            scopes=(router, *self.scopes),
+            self, template=join(router.prefix, self.template), options=options, scopes=(router, *self.scopes)
         )
 
     @property
@@ -61,7 +63,7 @@ class Route:
     qos: int
     shared: bool | str
     workers: int | None
-    middleware: tuple[Middleware, ...]
+    middleware: tuple[Layer, ...]
     dependencies: tuple[Depends, ...]
     ordered_by: str | Callable[[Message], Hashable] | None
     concurrency: int | None
@@ -69,6 +71,7 @@ class Route:
     retry: Retry | None
     dead_letter: Destination | None
     publish_to: Destination | None
+    missing: object
     options: RouteOptions
 
     def group(self, default: str) -> str | None:

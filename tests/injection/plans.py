@@ -34,7 +34,9 @@ def journey(
     values = parsed.match(topic)
     assert values is not None, f"{topic} does not match {template}"
     message = Message(topic, payload, properties=Properties(user_properties=tuple(user_properties)))
-    return Context(message, cast("Any", SimpleNamespace(template=parsed, name="test")), values, cast("Any", app))
+    return Context(
+        message, cast("Any", SimpleNamespace(template=parsed, name="test", missing=None)), values, cast("Any", app)
+    )
 
 
 def endpoint_of(

@@ -13,12 +13,12 @@ from tests.injection.plans import journey
 
 if TYPE_CHECKING:
     from mqttapi.context import Context
-    from mqttapi.middleware import Endpoint, Middleware
+    from mqttapi.middleware import Endpoint, MiddlewareFunction
 
 FORM = "Middleware is 'async def mw(context, call_next)', or an object with 'async def handle(self, context, next_handler)'."
 
 
-def noting(log: list[str], name: str) -> Middleware:
+def noting(log: list[str], name: str) -> MiddlewareFunction:
     async def mw(context: Context, call_next: Endpoint) -> Any:
         log.append(f"+{name}")
         try:

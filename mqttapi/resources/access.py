@@ -1,0 +1,70 @@
+"""What controllers and middleware reach by `self`, without asking for it in a signature."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from mqttapi.errors import ConfigurationError
+from mqttapi.publisher import Publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from redis.asyncio import Redis
+
+    from mqttapi.publisher import PublishResult
+    from mqttapi.resources.database import Database
+
+__all__ = ["OPENED", "Access"]
+
+OPENED: Final[ContextVar[Mapping[Any, Any]]] = ContextVar("mqttapi.resources")
+"""What the app that runs has opened, by type: set for all that runs for its messages, tasks and threads included."""
+
+T = TypeVar("T")
+
+
+class Access:
+    """The resources of the app that runs; usable while it does."""
+
+    @property
+    def redis(self) -> Redis:
+        """The connection to Redis.
+
+        Raises:
+            ConfigurationError: When the app has none, or does not run.
+        """
+        from redis.asyncio import Redis
+
+        return self._of(Redis, "redis")
+
+    @property
+    def db(self) -> Database:
+        """The database: `await self.db.query(sql, **params)`, `async with self.db.session() as session`.
+
+        Raises:
+            ConfigurationError: When the app has none, or does not run.
+        """
+        from mqttapi.resources.database import Database
+
+        return self._of(Database, "db")
+
+    @property
+    def logger(self) -> logging.Logger:
+        """The logger called as the class, with its module."""
+        return logging.getLogger(f"{type(self).__module__}.{type(self).__qualname__}")
+
+    async def publish(self, topic: str, payload: Any = None, **options: Any) -> PublishResult:
+        """Publish a message, and return when the broker has acknowledged it; see `Publisher.publish`."""
+        return await self._of(Publisher, "publish").publish(topic, payload, **options)
+
+    def _of(self, kind: type[T], name: str) -> T:
+        opened: Mapping[Any, Any] = OPENED.get({})
+        if kind not in opened:
+            way_out = (
+                f"The app has opened no {kind.__name__}." if opened else "It is there while an app runs a message."
+            )
+            raise ConfigurationError(f"{type(self).__name__}.{name} is not available. {way_out}")
+        found: T = opened[kind]
+        return found

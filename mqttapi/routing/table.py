@@ -1,0 +1,191 @@
+"""`RouteTable`: the routes of an app. What can be wrong with a route is found when it is added."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mqttapi.errors import ConfigurationError
+from mqttapi.injection import analyse
+from mqttapi.injection.columns import column_converters
+from mqttapi.middleware import Aliases
+from mqttapi.routing.destination import Destination
+from mqttapi.routing.options import RouteOptions, check_together, inherit
+from mqttapi.routing.retry import Retry
+from mqttapi.routing.route import Route, source_of
+from mqttapi.topics import TopicTemplate
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from mqttapi.middleware import MiddlewareFunction
+    from mqttapi.routing.route import Declaration
+
+__all__ = ["RouteTable"]
+
+_DEFAULTS: dict[str, Any] = {
+    "qos": 1,
+    "shared": False,
+    "workers": None,
+    "ordered_by": "topic",
+    "concurrency": None,
+    "timeout": 60.0,
+    "retry": None,
+    "dead_letter": None,
+    "publish_to": None,
+    "dependencies": (),
+    "missing": None,
+    "options": RouteOptions(),
+}
+
+
+class RouteTable:
+    """Routes in the order of registration, and the names that their middleware may have.
+
+    Args:
+        options: The defaults of all routes, over those of MQTTAPI.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.routes: list[Route] = []
+        self.aliases = Aliases()
+        self._options = {**_DEFAULTS, **options}
+
+    def add_pattern(self, name: str, constraint: object) -> None:
+        """Let `constraint` hold for the parameter `name` of every route to come.
+
+        Raises:
+            ConfigurationError: When a route has that parameter already, or it is no constraint.
+        """
+        for route in self.routes:
+            if name in route.template.names:
+                raise ConfigurationError(
+                    f"pattern({name!r}): the route {route.name!r} ({route.source}) has this parameter already. "
+                    "Set patterns before the routes are registered"
+                )
+        TopicTemplate(f"pattern/<{name}>", where={name: constraint})  # type: ignore[dict-item]  # what it has to find out
+        self._options["where"] = {**self._options.get("where", {}), name: constraint}
+
+    def add(self, declaration: Declaration, resources: Collection[type]) -> None:
+        """Make a route of what a decorator was told.
+
+        Args:
+            declaration: With the options of its routers.
+            resources: The types that the app has something of.
+
+        Raises:
+            ConfigurationError: With the handler, the template and what is wrong.
+        """
+        options = inherit(self._options, declaration.options)
+        label = declaration.label
+        check_together(options, label)
+        try:
+            template = _template(declaration, options)
+        except ConfigurationError as error:
+            raise type(error)(f"{label}: {error}") from None
+        order = options["ordered_by"]
+        if isinstance(order, str) and order != "topic" and order not in template.names:
+            raise ConfigurationError(
+                f"{label}: ordered_by={order!r} is neither 'topic' nor a path parameter "
+                f"({', '.join(template.names) or 'there is none'})"
+            )
+        self._refuse_twice(declaration, template, options)
+        signature = analyse(
+            declaration.handler,
+            template=template,
+            resources=resources,
+            dependencies=options["dependencies"],
+            name=options.get("name"),
+        )
+        name = self._name(declaration, options.get("name"))
+        sent = {
+            option: text and Destination(text, source=template, route=name, label=f"{label}: {option}")
+            for option in ("dead_letter", "publish_to")
+            for text in [options[option]]
+        }
+        for scope in declaration.scopes:
+            self.aliases.layers_of_scope(scope, scope.scope_middleware, label)
+        self.aliases.check(options["options"].without_middleware, f"{label}: without_middleware")
+        self.routes.append(
+            Route(
+                name=name,
+                template=template,
+                handler=declaration.handler,
+                signature=signature,
+                scopes=declaration.scopes,
+                qos=options["qos"],
+                shared=options["shared"],
+                workers=options["workers"],
+                middleware=tuple(self.aliases.layers(options.get("middleware", ()), label)),
+                dependencies=tuple(options["dependencies"]),
+                ordered_by=order,
+                concurrency=options["concurrency"],
+                timeout=options["timeout"],
+                retry=Retry.of(options["retry"]),
+                **sent,
+                missing=options["missing"],
+                options=options["options"],
+            )
+        )
+
+    def named(self, name: str) -> Route:
+        """The route of that name.
+
+        Raises:
+            ConfigurationError: When there is none.
+        """
+        for route in self.routes:
+            if route.name == name:
+                return route
+        raise ConfigurationError(
+            f"there is no route called {name!r}: known are {', '.join(repr(route.name) for route in self.routes)}"
+        )
+
+    def middleware_of(self, route: Route) -> tuple[list[MiddlewareFunction], list[MiddlewareFunction]]:
+        """What runs around a route, of app, routers and groups, and the route's own; outermost first."""
+        without = route.options.without_middleware
+        around = [
+            layer.function
+            for scope in route.scopes
+            for layer in self.aliases.layers_of_scope(scope, scope.scope_middleware, repr(scope))
+            if not layer.is_one_of(without)
+        ]
+        return around, [layer.function for layer in route.middleware]
+
+    def _refuse_twice(self, declaration: Declaration, template: TopicTemplate, options: Mapping[str, Any]) -> None:
+        for route in self.routes:
+            if (
+                route.handler == declaration.handler
+                and route.template.filters == template.filters
+                and route.shared == options["shared"]
+            ):
+                raise ConfigurationError(
+                    f"{declaration.label}: the handler ({source_of(route.handler)}) already has a route on the filter "
+                    f"{template.filters[0]!r}, called {route.name!r}: it would run twice for each message"
+                )
+
+    def _name(self, declaration: Declaration, given: str | None) -> str:
+        taken = {route.name: route for route in self.routes}
+        if given is not None:
+            if given in taken:
+                raise ConfigurationError(
+                    f"{declaration.label} ({source_of(declaration.handler)}): the name {given!r} is taken by "
+                    f"{taken[given].handler.__name__}() ({taken[given].source}); names of routes are unique"
+                )
+            return given
+        handler = declaration.handler
+        base = name = f"{handler.__module__}.{getattr(handler, '__qualname__', type(handler).__qualname__)}"
+        count = 1
+        while name in taken:
+            count += 1
+            name = f"{base}:{count}"
+        return name
+
+
+def _template(declaration: Declaration, options: Mapping[str, Any]) -> TopicTemplate:
+    """The template, with the constraints of the route, and those inherited ones whose parameters it has."""
+    text, where = declaration.template, dict(declaration.where)
+    converters = column_converters(text, declaration.handler, options["dependencies"])
+    if inherited := options.get("where"):
+        names = TopicTemplate(text, converters=converters).names
+        where = {**{name: inherited[name] for name in names if name in inherited}, **where}
+    return TopicTemplate(text, where=where, converters=converters)
