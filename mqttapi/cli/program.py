@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mqttapi.cli.dead import dead
 from mqttapi.cli.dev import dev
 from mqttapi.cli.messages import pub, sub
 from mqttapi.cli.options import Debug
@@ -43,3 +44,4 @@ def _everywhere(
 
 for _command in (run, dev, routes, pub, sub):
     program.command()(_command)
+program.add_typer(dead, name="dead")

@@ -119,7 +119,7 @@ class Attempts:
 
     def _too_long(self, later: RetryLater, held: float) -> str:
         return (
-            f"RetryLater({later.seconds:g}) would hold the message for {held + later.seconds:g} s, "
+            f"RetryLater({later.seconds:g}) would hold the message for {held + later.seconds:.3g} s, "
             f"longer than max_hold ({self._max_hold:g} s): {later.reason}"
         )
 

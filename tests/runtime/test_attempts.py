@@ -1,0 +1,347 @@
+"""How often a handler runs, when, and with what it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from mqttapi import App, ConfigurationError, Context, Depends, Drop, HandlerStuck, InvalidPayload, Reject, Retry, RetryLater
+from mqttapi.config import Settings
+from mqttapi.testing import TestClient
+
+RETRIES = Retry(attempts=3, delay=0, jitter=False)
+
+
+class Reading(BaseModel):
+    number: int
+
+
+def failing(times: int, error: BaseException | type[BaseException] = ValueError, **options: Any) -> tuple[App, list[int]]:
+    """An app whose handler raises the first `times` times, and the attempts that it has seen."""
+    app = App("t")
+    attempts: list[int] = []
+
+    @app.topic("t", name="r", **options)
+    async def handler(context: Context) -> None:
+        attempts.append(context.attempt)
+        if len(attempts) <= times:
+            raise error
+
+    return app, attempts
+
+
+async def outcome(app: App, payload: Any = b"{}") -> str:
+    async with TestClient(app, raise_exceptions=False) as client:
+        delivery = await client.publish("t", payload)
+        return f"{delivery.outcome}: {delivery.reason}" if delivery.reason else delivery.outcome
+
+
+@pytest.mark.parametrize(
+    ("times", "attempts", "end"),
+    [(0, [1], "done"), (2, [1, 2, 3], "done"), (3, [1, 2, 3], "failed: raised ValueError")],
+)
+async def test_a_handler_runs_again_until_it_returns_or_attempts_run_out(times: int, attempts: list[int], end: str) -> None:
+    app, seen = failing(times, retry=RETRIES)
+    assert await outcome(app) == end
+    assert seen == attempts
+
+
+async def test_without_retry_it_runs_once() -> None:
+    app, seen = failing(1)
+    assert await outcome(app) == "failed: raised ValueError"
+    assert seen == [1]
+
+
+async def test_a_number_is_that_of_the_attempts() -> None:
+    app, seen = failing(9, retry=4)
+    await outcome(app)
+    assert seen == [1, 2, 3, 4]
+
+
+async def test_what_is_not_named_is_not_retried() -> None:
+    app, seen = failing(9, KeyError("x"), retry=dataclasses.replace(RETRIES, on=(ValueError, OSError)))
+    await outcome(app)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (Drop("enough"), "dropped: enough"),
+        (Reject("wrong"), "rejected: wrong"),
+        (InvalidPayload("bad"), "rejected: bad"),
+        (asyncio.CancelledError(), "failed: was cancelled, though not by mqttapi"),
+    ],
+)
+async def test_what_steers_or_rejects_is_never_retried(error: BaseException, end: str) -> None:
+    app, seen = failing(9, error, retry=RETRIES)
+    assert await outcome(app) == end
+    assert seen == [1]
+
+
+async def test_a_payload_that_does_not_validate_is_never_retried() -> None:
+    app = App("t", retry=RETRIES)
+    tries: list[str] = []
+
+    async def counted(context: Context, call_next: Any) -> Any:
+        tries.append("x")
+        return await call_next(context)
+
+    @app.topic("t", middleware=[counted])
+    async def handler(reading: Reading) -> None: ...
+
+    assert (await outcome(app, b"[]")).startswith("rejected: ")
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("around", [False, True])
+async def test_route_middleware_and_dependencies_run_again_and_what_is_outside_sees_one_outcome(around: bool) -> None:
+    seen: list[str] = []
+
+    def noting(name: str) -> Any:
+        async def middleware(context: Context, call_next: Any) -> Any:
+            seen.append(name)
+            try:
+                return await call_next(context)
+            except ValueError:
+                seen.append(f"{name} sees ValueError")
+                raise
+
+        return middleware
+
+    async def dependency() -> None:
+        seen.append("dependency")
+
+    app = App("t", middleware=[noting("app")] if around else [])
+
+    @app.topic("t", retry=RETRIES, middleware=[noting("route")], dependencies=[Depends(dependency)])
+    async def handler(context: Context) -> None:
+        seen.append("handler")
+        if context.attempt < 3:
+            raise ValueError
+
+    assert await outcome(app) == "done"
+    once = ["route", "dependency", "handler"]
+    failed = [*once, "route sees ValueError"]
+    assert seen == ["app"] * around + failed + failed + once
+
+
+async def test_what_middleware_outside_of_the_attempts_raises_is_not_retried() -> None:
+    calls: list[str] = []
+
+    async def broken(context: Context, call_next: Any) -> Any:
+        calls.append("x")
+        raise ValueError
+
+    app = App("t", middleware=[broken], retry=RETRIES)
+
+    @app.topic("t")
+    async def handler() -> None: ...
+
+    assert await outcome(app) == "failed: raised ValueError"
+    assert len(calls) == 1
+
+
+# -- RetryLater
+
+
+@pytest.mark.parametrize("around", [False, True])
+async def test_retry_later_runs_it_again_whatever_retry_says(around: bool) -> None:
+    async def passing(context: Context, call_next: Any) -> Any:
+        return await call_next(context)
+
+    app, seen = failing(4, RetryLater(1), middleware=[])
+    if around:
+        app.add_middleware(passing)
+    assert await outcome(app) == "done"
+    assert seen == [1, 2, 3, 4, 5]
+
+
+async def test_retry_later_does_not_use_up_the_attempts_of_retry() -> None:
+    raised = iter([RetryLater(0), ValueError(), RetryLater(0), ValueError(), ValueError()])
+    app = App("t")
+    seen: list[int] = []
+
+    @app.topic("t", retry=RETRIES)
+    async def handler(context: Context) -> None:
+        seen.append(context.attempt)
+        raise next(raised)
+
+    assert await outcome(app) == "failed: raised ValueError"
+    assert seen == [1, 2, 3, 4, 5]
+
+
+async def test_a_message_is_held_for_max_hold_at_most() -> None:
+    app, seen = failing(99, RetryLater(25, "busy"))
+    app.settings = Settings(max_hold=60)
+    async with TestClient(app, raise_exceptions=False) as client:
+        delivery = await client.publish("t")
+    error = delivery.outcomes["r"].error
+    assert str(error) == "RetryLater(25) would hold the message for 75 s, longer than max_hold (60 s): busy"
+    assert isinstance(error, TimeoutError)
+    assert len(seen) == 3
+
+
+async def test_pauses_of_retry_count_against_max_hold_too() -> None:
+    app, seen = failing(99, retry=Retry(attempts=50, delay=20, factor=1, max_delay=20, jitter=False))
+    app.settings = Settings(max_hold=60)
+    assert await outcome(app) == "failed: raised ValueError"
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "5", None, True])
+def test_a_bad_number_of_seconds_is_an_error(seconds: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        RetryLater(seconds)
+    assert str(caught.value) == f"RetryLater({seconds!r}): seconds must be a number from 0 up"
+
+
+# -- time-outs
+
+
+@pytest.mark.parametrize("around", [False, True])
+async def test_the_time_out_is_that_of_one_attempt_and_is_retried(around: bool) -> None:
+    """Middleware outside sees a TimeoutError, once."""
+    seen: list[str] = []
+
+    async def noting(context: Context, call_next: Any) -> Any:
+        try:
+            return await call_next(context)
+        except TimeoutError as error:
+            seen.append(str(error))
+            raise
+
+    app = App("t", middleware=[noting] if around else [])
+    attempts: list[int] = []
+
+    @app.topic("t", retry=dataclasses.replace(RETRIES, on=TimeoutError), timeout=0.05)
+    async def handler(context: Context) -> None:
+        attempts.append(context.attempt)
+        await asyncio.Event().wait()
+
+    assert await outcome(app) == "failed: raised HandlerTimeout"
+    assert attempts == [1, 2, 3]
+    assert seen == ["took longer than 0.05 s"] * around
+
+
+async def test_a_second_attempt_may_succeed_after_one_that_took_too_long() -> None:
+    app = App("t", retry=RETRIES, timeout=0.05)
+
+    @app.topic("t")
+    async def handler(context: Context) -> None:
+        if context.attempt == 1:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+
+    async with TestClient(app) as client:
+        for _ in range(3):  # whatever the first one left behind in the task would cancel the next one
+            assert (await client.publish("t")).outcome == "done"
+
+
+async def test_without_a_time_out_max_hold_is_the_limit() -> None:
+    app = App("t", timeout=None, settings=Settings(max_hold=0.1))
+
+    @app.topic("t")
+    async def handler() -> None:
+        await asyncio.Event().wait()
+
+    assert await outcome(app) == "failed: raised HandlerTimeout"
+
+
+async def test_a_time_out_of_the_handlers_own_is_an_ordinary_failure() -> None:
+    app = App("t", retry=2)
+    attempts: list[int] = []
+
+    @app.topic("t")
+    async def handler(context: Context) -> None:
+        attempts.append(context.attempt)
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    assert await outcome(app) == "failed: raised TimeoutError"
+    assert attempts == [1, 2]
+
+
+async def test_a_plain_function_that_takes_too_long_is_not_run_again_beside_its_thread() -> None:
+    """Its message has no outcome, what is behind it in its lane does not run, and the process has to end."""
+    gate = threading.Event()
+    calls: list[str] = []
+    app = App("t", retry=RETRIES, timeout=0.05)
+
+    @app.topic("t/<n>", ordered_by=None, name="r")
+    def handler(n: str) -> None:
+        calls.append(n)
+        gate.wait()
+
+    async with TestClient(app) as client:
+        try:
+            with pytest.raises(HandlerStuck, match=r"^r \(test_attempts.py:\d+\) took longer than 0.05 s on t/1, in a thread"):
+                await client.publish("t/1")
+            assert calls == ["1"]
+            assert app.stats.stuck_threads == 1
+            assert app.stats.routes["r"].failed == 0
+        finally:
+            gate.set()
+
+
+# -- the value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"attempts": 0}, "Retry(attempts=0): attempts must be a whole number from 1 to 100"),
+        ({"attempts": True}, "Retry(attempts=True): attempts must be a whole number from 1 to 100"),
+        ({"attempts": 1.5}, "Retry(attempts=1.5): attempts must be a whole number from 1 to 100"),
+        ({"delay": -1}, "Retry(delay=-1): delay must be a number of seconds from 0 to 86,400"),
+        ({"delay": float("nan")}, "Retry(delay=nan): delay must be a number of seconds from 0 to 86,400"),
+        ({"factor": 0.5}, "Retry(factor=0.5): factor must be a number from 1 to 100"),
+        ({"max_delay": "1"}, "Retry(max_delay='1'): max_delay must be a number of seconds from 0 to 86,400"),
+        ({"jitter": 1}, "Retry(jitter=1): jitter must be True or False"),
+        ({"on": 3}, "Retry(on=3): on must be a class of exceptions or a tuple of them, got 3"),
+        (
+            {"on": (ValueError, BaseException)},
+            (
+                "Retry(on=(<class 'ValueError'>, <class 'BaseException'>)): on must be a class of exceptions or a tuple "
+                "of them, got <class 'BaseException'>"
+            ),
+        ),
+        (
+            {"on": InvalidPayload},
+            "Retry(on=InvalidPayload): InvalidPayload has a meaning of its own and is never retried on. Leave it out",
+        ),
+    ],
+)
+def test_a_wrong_retry_is_named_with_its_rule(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Retry(**arguments)
+    assert str(caught.value) == text
+
+
+@given(
+    st.builds(
+        Retry,
+        attempts=st.integers(1, 100),
+        delay=st.floats(0, 100),
+        factor=st.floats(1, 100),
+        max_delay=st.floats(0, 100),
+        jitter=st.booleans(),
+    )
+)
+def test_pauses_grow_to_the_longest_one_and_jitter_takes_half_of_one_at_most(retry: Retry) -> None:
+    for attempts in range(1, retry.attempts):
+        whole = min(retry.max_delay, retry.delay * retry.factor ** (attempts - 1))
+        assert whole / 2 * retry.jitter <= retry.pause(attempts) <= whole
+        assert retry.jitter or retry.pause(attempts) == whole
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Retry().attempts = 4  # type: ignore[misc]
