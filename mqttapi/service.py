@@ -17,18 +17,23 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.config import (
+    ClientIdInUse,
+    ClientLock,
     Session,
     Settings,
     broker_warnings,
     client_id,
+    client_id_warnings,
     default_instance,
     instance_warnings,
     resolve_broker,
+    runtime_dir,
     state_dir,
     tls_context,
     unknown_variables,
 )
 from mqttapi.errors import ConfigurationError, ConnectionRefused, HandlerStuck
+from mqttapi.hooks import Hooks
 from mqttapi.injection import compile_plan
 from mqttapi.injection.methods import Method
 from mqttapi.injection.overrides import is_factory
@@ -46,7 +51,7 @@ from mqttapi.runtime.stats import Stats, route_stats
 from mqttapi.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from mqttapi.app import App
     from mqttapi.config import Broker
@@ -63,6 +68,12 @@ log = logging.getLogger("mqttapi")
 EXIT_REFUSED: Final = 1
 EXIT_TAKEN_OVER: Final = 3
 _TAKEN_OVER: Final = 0x8E
+_STARTING: Final = "the app is starting"
+_STOPPING: Final = "the app is stopping"
+
+
+class Stopped(Exception):
+    """Raised when the app was told to stop before it had started."""
 
 
 class Service:
@@ -82,6 +93,8 @@ class Service:
         self.runners: Sequence[Runner] = ()
         self.group = self.settings.group_name or app.name
         self._pauses = pauses
+        self._phase = ""  # what it does when that is not its work
+        self._deadline = 0.0  # on the loop's clock: when draining has to be over
 
     # -- without a broker -------------------------------------------------------------------------------------------
 
@@ -183,9 +196,12 @@ class Service:
 
     def readiness(self) -> Sequence[str]:
         """See `App.readiness`."""
-        links = [self.link.state if self.link else "", self.publishing.state if self.publishing else ""]
-        stuck = [str(self.failure.result())] if self.failure.done() else []
-        return tuple(filter(None, (*stuck, *links, *self.dead_letters.readiness())))
+        if self._phase == _STARTING:  # there is nothing else to ask yet
+            return (_STARTING,)
+        link = self.link.state if self.link else ""
+        publishing = f"publishing: {self.publishing.state}" if self.publishing and self.publishing.state else ""
+        stuck = str(self.failure.result()) if self.failure.done() else ""
+        return tuple(filter(None, (self._phase, stuck, link, publishing, *self.dead_letters.readiness())))
 
     def subscriptions(self) -> dict[str, list[Runner]]:
         """The runners by their full filter."""
@@ -209,19 +225,34 @@ class Service:
         from mqttapi.transport.publishing import PublishingConnection
 
         settings = self.settings
-        address = resolve_broker(broker, None, settings, self.app.broker)
-        self._warn(address)
-        options = self._options(address)
+        options = self._options(resolve_broker(broker, None, settings, self.app.broker))
+        self._warn(options)
         fallback = "protocol" not in settings.model_fields_set
-        publishing = PublishingConnection(
+        self.publishing = publishing = PublishingConnection(
             options,
             max_messages=settings.max_outgoing,
             max_bytes=settings.max_outgoing_bytes,
             protocol_fallback=fallback,
+            fatal=self.fail,
         )
-        async with publishing.running(), self.started(publishing):
+        lock = ClientLock(
+            options.client_id,
+            runtime_dir(settings.runtime_dir),
+            wait=settings.grace,
+            broker=options.broker.address,
+        )
+        self._phase = _STARTING
+        async with contextlib.AsyncExitStack() as stack:
+            with self._interruptible():
+                await stack.enter_async_context(lock)
+                await stack.enter_async_context(publishing.running())
+                stack.push_async_exit(self._confirm)
+                await stack.enter_async_context(self.started(publishing))
+            hooks = Hooks(self.app)
+            stack.push_async_callback(hooks.stop)
             link = Link(options, self._subscribed(), protocol_fallback=fallback, max_payload=settings.max_payload)
-            self.link, self.publishing = link, publishing
+            link.on_change = lambda: hooks.update(connected=not link.state)
+            self.link = link
             link.intake = self.intake = Intake(
                 self.app,
                 self.dispatcher,
@@ -230,6 +261,7 @@ class Service:
                 max_in_flight=settings.max_in_flight,
                 max_bytes=settings.max_in_flight_bytes,
             )
+            self._phase = ""
             task = asyncio.create_task(self._run_link(link), name=f"mqttapi[{self.app.name}].link")
             care = asyncio.create_task(self._look_after(), name=f"mqttapi[{self.app.name}].care")
             watchdog = Watchdog(f"mqttapi[{self.app.name}].watchdog")
@@ -239,12 +271,34 @@ class Service:
                 if self.failure.done():
                     raise self.failure.result()
                 yield
-                await self._drain(link, publishing)
+                lock.draining()
+                await self._drain(link, publishing, hooks)
             finally:
                 watchdog.stop()
                 task.cancel()
                 care.cancel()
                 await asyncio.gather(task, care, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Nothing has been accepted yet: neither a failure nor a request to stop waits for the end of the block."""
+        task, inside = asyncio.current_task(), True
+
+        def interrupt(_: object) -> None:
+            if inside and task is not None:
+                task.cancel()
+
+        for future in (self.failure, self.stopping):
+            future.add_done_callback(interrupt)
+        try:
+            yield
+        except asyncio.CancelledError:
+            told = self.failure.done() or self.stopping.done()
+            if not told or task is None or task.uncancel():
+                raise
+            raise (self.failure.result() if self.failure.done() else Stopped()) from None
+        finally:
+            inside = False
 
     async def _look_after(self) -> None:
         """Log what is due, and no timer for each message that could have something due."""
@@ -266,6 +320,7 @@ class Service:
             maximum_packet=settings.max_packet,
             keepalive=settings.keepalive,
             tls=tls_context(address, settings),
+            credentials=self.app.credentials,
         )
 
     async def _run_link(self, link: Link) -> None:
@@ -274,23 +329,38 @@ class Service:
         except Exception as error:  # noqa: BLE001  whoever waits for the service gets it
             self.fail(error)
 
-    async def _drain(self, link: Link, publishing: PublishingConnection) -> None:
+    async def _drain(self, link: Link, publishing: PublishingConnection, hooks: Hooks) -> None:
         """Run what was accepted, confirm what was published, acknowledge, and say goodbye, within `grace` seconds."""
+        self._phase = _STOPPING
+        self._deadline = asyncio.get_running_loop().time() + self.settings.grace
+        link.stop_reading()
         try:
-            async with asyncio.timeout(self.settings.grace):
-                link.stop_reading()
+            async with asyncio.timeout_at(self._deadline):
                 await self.workers.drain()
                 await publishing.flushed()
         except TimeoutError:
             log.warning(
-                "%d messages were not done within the grace of %g s: they are cancelled, and come again",
-                self.workers.outstanding,
+                "the grace of %g s is over: %d messages are not done and are cancelled, those of QoS 1 and 2 come again; "
+                "%d publishes are not confirmed",
                 self.settings.grace,
+                self.workers.outstanding,
+                publishing.messages,
             )
             await self.workers.stop()
         if self.intake is not None:
             self.intake.flush()
         await link.close()
+        hooks.update(connected=False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline):
+                await hooks.finished()
+
+    async def _confirm(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What the end of the lifespan has published goes out as well, unless the app was cut short."""
+        if kind is None and self.publishing is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._deadline):
+                    await self.publishing.flushed()
 
     def _session(self) -> Session:
         if self.app.session is not None:
@@ -323,14 +393,15 @@ class Service:
             )
         return subscribed
 
-    def _warn(self, address: Broker) -> None:
+    def _warn(self, options: ConnectionOptions) -> None:
         """What is allowed, but seldom meant."""
         settings = self.settings
-        for text in (*unknown_variables(), *broker_warnings(address, settings)):
+        texts = unknown_variables() + broker_warnings(options.broker, settings)
+        texts += client_id_warnings(options.client_id, options.protocol)
+        if settings.instance is None and settings.client_id is None and options.session_expiry:
+            texts += instance_warnings(default_instance())
+        for text in texts:
             log.warning("%s", text)
-        if settings.instance is None and settings.client_id is None:
-            for text in instance_warnings(default_instance()):
-                log.warning("%s", text)
         several = [route for route in self.app.routes if (self._workers_of(route) or 1) > 1]
         if several:
             log.warning(
@@ -366,6 +437,8 @@ async def serve(app: App, broker: str | None, *, whole_program: bool = False) ->
             if whole_program:
                 _tune_garbage_collector()
             await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
+    except Stopped:
+        return
     finally:
         for number in watched:
             loop.remove_signal_handler(number)
@@ -392,6 +465,9 @@ def run(app: App, broker: str | None) -> None:
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(serve(app, broker, whole_program=True))
+    except ClientIdInUse as error:
+        log.error("%s", error)
+        raise SystemExit(EXIT_TAKEN_OVER) from None
     except ConnectionRefused as error:
         log.error("%s", error)
         raise SystemExit(EXIT_TAKEN_OVER if error.reason_code == _TAKEN_OVER else EXIT_REFUSED) from None

@@ -13,6 +13,7 @@ from typing import Final
 
 import typer
 
+from mqttapi.config import ClientIdInUse
 from mqttapi.errors import ConfigurationError, MQTTAPIError
 
 __all__ = ["FAILED", "TAKEN_OVER", "WRONG", "TargetError", "Verbosity", "redacted", "report", "tell", "user_traceback"]
@@ -58,6 +59,9 @@ def report(error: Exception, verbosity: Verbosity) -> int:
                 _show(user_traceback(cause))
             tell(str(error))
             return WRONG
+        case ClientIdInUse():
+            tell(str(error))
+            return TAKEN_OVER
         case MQTTAPIError():
             tell(str(error))
             return WRONG if isinstance(error, ConfigurationError) else FAILED
