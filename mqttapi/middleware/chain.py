@@ -6,13 +6,13 @@ import inspect
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from mqttapi.errors import ConfigurationError
-from mqttapi.injection import Endpoint
 from mqttapi.injection.functions import called, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mqttapi.context import Context
+    from mqttapi.injection import Endpoint
 
 __all__ = ["MiddlewareFunction", "MiddlewareLike", "as_middleware", "compose"]
 

@@ -46,9 +46,11 @@ class Access:
         Raises:
             ConfigurationError: When the app has none, or does not run.
         """
+        from sqlalchemy.ext.asyncio import AsyncEngine
+
         from mqttapi.resources.database import Database
 
-        return self._of(Database, "db")
+        return Database(self._of(AsyncEngine, "db"))
 
     @property
     def logger(self) -> logging.Logger:

@@ -6,31 +6,32 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlmodel.ext.asyncio.session import AsyncSession
 
 __all__ = ["Database"]
 
 
 class Database:
-    """The database of the app; each use has a session of its own, so many may use it at a time.
+    """The database of the app. Each use has a connection of its own, so many may use it at a time.
 
     Args:
-        sessions: Makes an `AsyncSession`, as an `async_sessionmaker` does.
+        engine: The app's.
     """
 
-    def __init__(self, sessions: Callable[[], AsyncSession]) -> None:
-        self._sessions = sessions
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
 
-    @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[AsyncSession]:
-        """A session: committed at the end of the block, rolled back when the block raises."""
-        async with self._sessions() as session, session.begin():
-            yield session
+    def session(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """`async with self.db.session() as session:` is committed at the end of the block, rolled back when it raises."""
+        from mqttapi.resources import sql
+
+        return contextlib.asynccontextmanager(sql.session)(self._engine)
 
     async def query(self, sql: str, /, **params: Any) -> list[dict[str, Any]]:
-        """The rows of one statement, each a dict by column; none for a statement that gives no rows. It is committed.
+        """Run one statement in a transaction of its own; its rows, each a dict by column, where it gives rows.
 
         Args:
             sql: Such as `SELECT * FROM devices WHERE id = :id`.
@@ -38,6 +39,9 @@ class Database:
         """
         from sqlalchemy import text
 
-        async with self.session() as session:
-            result = await (await session.connection()).execute(text(sql), params)
-            return [dict(row) for row in result.mappings()] if result.returns_rows else []
+        async with self._engine.connect() as connection:
+            await connection.execution_options(sqlite_begin="DEFERRED")  # a statement alone has no need of the lock
+            result = await connection.execute(text(sql), params)
+            rows = [dict(row) for row in result.mappings()] if result.returns_rows else []
+            await connection.commit()
+            return rows

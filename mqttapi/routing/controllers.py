@@ -52,7 +52,7 @@ def topic(template: str, /, **options: Unpack[TopicOptions]) -> Callable[[F], F]
     Raises:
         ConfigurationError: When an option is unknown or has a wrong value.
     """
-    if not isinstance(template, str):
+    if callable(template):
         name = getattr(template, "__name__", repr(template))
         raise ConfigurationError(f"@topic needs a topic template: write @topic('data') above {name}")
     given: dict[str, Any] = dict(options)
@@ -73,7 +73,7 @@ def marked_methods(controller: Any) -> Iterator[tuple[str, Mapping[str, Any], An
     found = False
     for name in names:
         static = inspect.getattr_static(cls, name)
-        marks = getattr(static, _MARK, None) or getattr(getattr(static, "__func__", None), _MARK, ())
+        marks = getattr(static, _MARK, None) or getattr(getattr(static, "__func__", None), _MARK, None) or ()
         for template, options in marks:
             found = True
             yield template, options, as_handler((controller, name))

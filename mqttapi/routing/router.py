@@ -158,7 +158,8 @@ class Router:
         Raises:
             ConfigurationError: When `to` has a parameter that the route has not.
         """
-        self.add(source, republishing(retain=retain), **{**options, "publish_to": to})
+        given: dict[str, Any] = {**options, "publish_to": to}
+        self.add(source, republishing(retain=retain), **given)
 
     # -- routers in routers -------------------------------------------------------------------------------------
 
