@@ -103,7 +103,8 @@ class App:
             raise ConfigurationError(f"App({name!r}): discover must be a package's name or None, got {discover!r}")
         if session is not None and not isinstance(session, Session):
             raise ConfigurationError(f"App({name!r}): session must be a Session(...) or None, got {session!r}")
-        if credentials is not None and not (callable(credentials) and kind_of(credentials).is_async):
+        asked: Any = credentials
+        if asked is not None and not (callable(asked) and kind_of(asked).is_async):
             raise ConfigurationError(
                 f"App({name!r}): credentials must be an 'async def' that returns (username, password), "
                 f"not a {type(credentials).__name__}"
@@ -390,7 +391,7 @@ class App:
 
         Args and errors are those of `running`.
         """
-        from mqttapi.service import serve
+        from mqttapi.serving import serve
 
         await serve(self, broker)
 
@@ -404,7 +405,7 @@ class App:
             SystemExit: With 0 after SIGTERM or SIGINT, 1 when the broker refuses the app or a second signal cut the
                 shutdown short, 3 when another app has the client id.
         """
-        from mqttapi.service import run
+        from mqttapi.serving import run
 
         run(self, broker)
 

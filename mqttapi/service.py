@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import gc
 import logging
-import os
-import signal
-import sys
-import threading
 from collections import defaultdict
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mqttapi.config import (
-    ClientIdInUse,
     ClientLock,
     Session,
     Settings,
@@ -32,7 +26,7 @@ from mqttapi.config import (
     tls_context,
     unknown_variables,
 )
-from mqttapi.errors import ConfigurationError, ConnectionRefused, HandlerStuck
+from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import Hooks
 from mqttapi.injection import compile_plan
 from mqttapi.injection.methods import Method
@@ -61,13 +55,10 @@ if TYPE_CHECKING:
     from mqttapi.transport.link import Link, Subscribed
     from mqttapi.transport.publishing import PublishingConnection
 
-__all__ = ["Service", "run", "serve"]
+__all__ = ["Service", "Stopped"]
 
 log = logging.getLogger("mqttapi")
 
-EXIT_REFUSED: Final = 1
-EXIT_TAKEN_OVER: Final = 3
-_TAKEN_OVER: Final = 0x8E
 _STARTING: Final = "the app is starting"
 _STOPPING: Final = "the app is stopping"
 
@@ -412,70 +403,3 @@ class Service:
 
     def _workers_of(self, route: Route) -> int | None:
         return route.workers or (self.settings.worker_count if route.shared else None)
-
-
-async def serve(app: App, broker: str | None, *, whole_program: bool = False) -> None:
-    """See `App.serve`. The garbage collector is ours to tune only where the app is the whole program."""
-    loop = asyncio.get_running_loop()
-    service = Service(app)
-    task = asyncio.current_task()
-
-    def signalled(number: int) -> None:
-        name = signal.Signals(number).name
-        if not service.stopping.done():
-            log.info("%s: finishing what was accepted; a second signal stops at once", name)
-            service.stopping.set_result(None)
-        elif task is not None:
-            log.warning("%s again: stopping at once", name)
-            task.cancel()
-
-    watched = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    for number in watched:
-        loop.add_signal_handler(number, signalled, number)
-    try:
-        async with service.connected(broker):
-            if whole_program:
-                _tune_garbage_collector()
-            await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
-    except Stopped:
-        return
-    finally:
-        for number in watched:
-            loop.remove_signal_handler(number)
-    if service.failure.done():
-        raise service.failure.result()
-
-
-def _tune_garbage_collector() -> None:
-    """What stands at the start stays, so it is not looked at again; and messages are objects by the thousands, few of
-    them in cycles, so the youngest generation may be larger."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-
-
-def run(app: App, broker: str | None) -> None:
-    """See `App.run`."""
-    try:
-        import uvloop
-
-        factory: Any = uvloop.new_event_loop
-    except ImportError:
-        factory = None
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(serve(app, broker, whole_program=True))
-    except ClientIdInUse as error:
-        log.error("%s", error)
-        raise SystemExit(EXIT_TAKEN_OVER) from None
-    except ConnectionRefused as error:
-        log.error("%s", error)
-        raise SystemExit(EXIT_TAKEN_OVER if error.reason_code == _TAKEN_OVER else EXIT_REFUSED) from None
-    except HandlerStuck as error:
-        log.error("%s", error)
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(EXIT_REFUSED)  # any other way out waits for the thread
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        raise SystemExit(1) from None
-    raise SystemExit(0)

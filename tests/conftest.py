@@ -35,6 +35,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.config.getoption("--uvloop")}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Apps in tests leave their lock files there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MQTTAPI_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        yield
+
+
 @pytest.fixture
 def mosquitto() -> Iterator[Mosquitto]:
     """A fresh broker for one test, which may stop, restart and pause it."""

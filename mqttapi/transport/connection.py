@@ -294,7 +294,8 @@ class Connection(aiomqtt.Client):
                 self.abort(0x82, f"unexpected packet (type {command >> 4}): {paho.error_string(code)}")
 
     def _readable(self) -> None:
-        if self.paused or self._wire is None:
+        wire = self._wire
+        if self.paused or wire is None:
             return
         self._silent = 0
         try:
@@ -302,7 +303,7 @@ class Connection(aiomqtt.Client):
         except Exception:
             log.exception("the receiver of %s failed: this is a bug in mqttapi", self.options.client_id)
             self.abort(0x83, "internal error")
-        if self._wire is not None and self._wire.pending:
+        if self._end is None and wire.pending:
             self._loop.call_soon(self._readable)  # the socket itself has nothing more to report
 
     def _read_with_paho(self) -> None:

@@ -1,0 +1,97 @@
+"""An app as a program: signals, exit codes, the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from mqttapi.config import ClientIdInUse
+from mqttapi.errors import BrokerError, ConnectionRefused, HandlerStuck
+from mqttapi.service import Service, Stopped
+
+if TYPE_CHECKING:
+    from mqttapi.app import App
+
+__all__ = ["exit_code", "run", "serve"]
+
+log = logging.getLogger("mqttapi")
+
+EXIT_FAILED: Final = 1
+EXIT_TAKEN_OVER: Final = 3
+_TAKEN_OVER: Final = 0x8E
+
+
+async def serve(app: App, broker: str | None, *, whole_program: bool = False) -> None:
+    """See `App.serve`. The garbage collector is ours to tune only where the app is the whole program."""
+    loop = asyncio.get_running_loop()
+    service = Service(app)
+    task = asyncio.current_task()
+
+    def signalled(number: int) -> None:
+        name = signal.Signals(number).name
+        if not service.stopping.done():
+            log.info("%s: finishing what was accepted; a second signal stops at once", name)
+            service.stopping.set_result(None)
+        elif task is not None:
+            log.warning("%s again: stopping at once", name)
+            task.cancel()
+
+    watched = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    for number in watched:
+        loop.add_signal_handler(number, signalled, number)
+    try:
+        async with service.connected(broker):
+            if whole_program:
+                _tune_garbage_collector()
+            await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
+    except Stopped:
+        return
+    finally:
+        for number in watched:
+            loop.remove_signal_handler(number)
+    if service.failure.done():
+        raise service.failure.result()
+
+
+def _tune_garbage_collector() -> None:
+    # What stands at the start stays, so it is not looked at again; and messages are objects by the thousands, few of
+    # them in cycles, so the youngest generation may be larger.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+
+
+def exit_code(error: BrokerError) -> int:
+    """3 where another app has the client id: starting again would only take it away from that one."""
+    taken = isinstance(error, ConnectionRefused) and error.reason_code == _TAKEN_OVER
+    return EXIT_TAKEN_OVER if taken or isinstance(error, ClientIdInUse) else EXIT_FAILED
+
+
+def run(app: App, broker: str | None) -> None:
+    """See `App.run`."""
+    try:
+        import uvloop
+
+        factory: Any = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(serve(app, broker, whole_program=True))
+    except (ClientIdInUse, ConnectionRefused) as error:
+        log.error("%s", error)
+        raise SystemExit(exit_code(error)) from None
+    except HandlerStuck as error:
+        log.error("%s", error)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(EXIT_FAILED)  # any other way out waits for the thread
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise SystemExit(EXIT_FAILED) from None
+    raise SystemExit(0)
