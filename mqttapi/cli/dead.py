@@ -208,7 +208,7 @@ def _described(letter: Letter) -> dict[str, Any]:
     """`payload` is text, or else `payload_base64` is there instead; what is not known is left out."""
     from base64 import b64encode
 
-    described = {name: value for name, value in asdict(letter).items() if value not in {None, ()}}
+    described = {name: value for name, value in asdict(letter).items() if value is not None and value != ()}
     for name in ("correlation_data", "payload"):
         if name in described:
             data: bytes = described.pop(name)
