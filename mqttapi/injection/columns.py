@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import InvalidTemplate
@@ -46,10 +47,12 @@ def column_converters(
         if column is None:
             continue
         if column not in table.model_fields:
+            near = get_close_matches(column, table.model_fields, n=1)
+            guess = f". Did you mean {near[0]!r}?" if near else ""
             columns = ", ".join(table.model_fields)
             raise InvalidTemplate(
                 f"'<{name}:{column}>': there is no converter {column!r}, and {table.__name__} has no such column "
-                f"({columns})"
+                f"({columns}){guess}"
             )
         found[column] = Converter(column, None)
     return found

@@ -55,7 +55,8 @@ def key_reader(label: str, table: type[Any], column: str, *, from_text: bool) ->
 
 def row_loader(label: str, hint: Hint, column: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
     """What loads the row. Where there is none it gives None if the hint allows that, else what `missing=` says."""
-    from sqlalchemy import inspect, select
+    from sqlalchemy import inspect
+    from sqlmodel import select
 
     table = hint.only
     is_key = [key.name for key in inspect(table).primary_key] == [column]
@@ -66,7 +67,8 @@ def row_loader(label: str, hint: Hint, column: str) -> Callable[[Any, Any, Any],
             if is_key:
                 row = await session.get(table, key)
             else:
-                row = (await session.scalars(select(table).where(getattr(table, column) == key))).one_or_none()
+                find = getattr(session, "exec", None) or session.scalars  # SQLModel's warns of any other than `exec`
+                row = (await find(select(table).where(getattr(table, column) == key))).one_or_none()
         if row is None and not hint.nullable:
             return await _missing(context, f"{label}: {table.__name__} not found")
         return row

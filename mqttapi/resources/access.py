@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.publisher import Publisher
+from mqttapi.resources.backends import Backends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +34,7 @@ class Access:
         """The connection to Redis.
 
         Raises:
-            ConfigurationError: When the app has none, or does not run.
+            ConfigurationError: When there is no `REDIS_URL`, or no app runs.
         """
         from redis.asyncio import Redis
 
@@ -44,7 +45,7 @@ class Access:
         """The database: `await self.db.query(sql, **params)`, `async with self.db.session() as session`.
 
         Raises:
-            ConfigurationError: When the app has none, or does not run.
+            ConfigurationError: When `DATABASE_URL` is wrong, or no app runs.
         """
         from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -63,10 +64,11 @@ class Access:
 
     def _of(self, kind: type[T], name: str) -> T:
         opened: Mapping[Any, Any] = OPENED.get({})
-        if kind not in opened:
-            way_out = (
-                f"The app has opened no {kind.__name__}." if opened else "It is there while an app runs a message."
-            )
-            raise ConfigurationError(f"{type(self).__name__}.{name} is not available. {way_out}")
-        found: T = opened[kind]
+        label = f"{type(self).__name__}.{name}"
+        if not opened:
+            raise ConfigurationError(f"{label} is there while an app runs: use it when a message is handled")
+        try:
+            found: T = opened[kind] if kind in opened else opened[Backends].make(kind)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{label} is not available: {error}") from None
         return found
