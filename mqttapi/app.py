@@ -76,6 +76,8 @@ class App:
             asked at every connect, by both connections, in place of what the broker's URL says.
         discover: A package such as `app.routers`: the routers of its modules are included when the app starts; see
             `RouterRegistry`.
+        redis: Whether the app starts, and is ready, though Redis does not answer. Handlers that use it fail then, and
+            succeed again when it is back.
         options: Defaults of all routes; see `SharedOptions`. `middleware` is outermost, `dependencies` run first.
 
     Raises:
@@ -93,6 +95,7 @@ class App:
         session: Session | None = None,
         credentials: Callable[[], Awaitable[object]] | None = None,
         discover: str | None = None,
+        redis: Literal["required", "optional"] = "required",
         **options: Unpack[SharedOptions],
     ) -> None:
         given: dict[str, Any] = dict(options)
@@ -101,6 +104,8 @@ class App:
             raise ConfigurationError(f"App({name!r}): dispatch must be 'all' or 'first', got {dispatch!r}")
         if discover is not None and not isinstance(discover, str):
             raise ConfigurationError(f"App({name!r}): discover must be a package's name or None, got {discover!r}")
+        if redis not in {"required", "optional"}:
+            raise ConfigurationError(f"App({name!r}): redis must be 'required' or 'optional', got {redis!r}")
         if session is not None and not isinstance(session, Session):
             raise ConfigurationError(f"App({name!r}): session must be a Session(...) or None, got {session!r}")
         asked: Any = credentials
@@ -116,6 +121,7 @@ class App:
         self.dispatch = dispatch
         self.session = session
         self.credentials = credentials
+        self.redis = redis
         self.state = State()
         self.dependency_overrides: dict[object, object] = {}
         """In tests: `app.dependency_overrides[session] = fake`; read when the app starts. Takes functions and the

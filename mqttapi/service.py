@@ -32,8 +32,10 @@ from mqttapi.injection import compile_plan
 from mqttapi.injection.methods import Method
 from mqttapi.injection.overrides import is_factory
 from mqttapi.middleware import compose
-from mqttapi.publisher import Publisher
+from mqttapi.opening import Opening
 from mqttapi.resources.access import OPENED
+from mqttapi.resources.backends import Backends
+from mqttapi.resources.inbox import through_outbox
 from mqttapi.runtime.attempts import Attempts
 from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.dispatcher import Dispatcher
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
     from mqttapi.app import App
     from mqttapi.config import Broker
+    from mqttapi.injection import Signature
     from mqttapi.publisher import Outgoing
     from mqttapi.routing import Route
     from mqttapi.transport.connection import ConnectionOptions
@@ -83,6 +86,7 @@ class Service:
         """Done when the app was told to stop."""
         self.runners: Sequence[Runner] = ()
         self.group = self.settings.group_name or app.name
+        self.backends = Backends(self.settings, redis_optional=app.redis == "optional", name=f"mqttapi[{app.name}]")
         self._pauses = pauses
         self._phase = ""  # what it does when that is not its work
         self._deadline = 0.0  # on the loop's clock: when draining has to be over
@@ -99,12 +103,20 @@ class Service:
         app.publisher.outgoing = outgoing
         try:
             async with contextlib.AsyncExitStack() as stack:
+                signatures = [self._signature(route) for route in app.routes]
+                stack.push_async_callback(self.backends.close)
+                opening = Opening(app, self.backends, signatures)
+                opened = await opening.backends()
                 if app.lifespan is not None:
                     await stack.enter_async_context(app.lifespan(app))
-                opened = await self._open_resources(stack)
+                await opening.resources(stack, opened)
+                await opening.relay(opened, session_expiry=self._session().expiry)
                 context = contextvars.copy_context()
                 context.run(self._make_controllers, opened)
-                self.runners = [self._runner(route, index, opened) for index, route in enumerate(app.routes)]
+                self.runners = [
+                    self._runner(route, signature, index, opened)
+                    for index, (route, signature) in enumerate(zip(app.routes, signatures, strict=True))
+                ]
                 self.dispatcher = Dispatcher(self.subscriptions(), mode=app.dispatch)
                 self.dead_letters = DeadLetters(app.publisher, self._spool)
                 self.policy = Policy(
@@ -129,14 +141,11 @@ class Service:
             app.publisher.outgoing = None
             app._service = None
 
-    async def _open_resources(self, stack: contextlib.AsyncExitStack) -> dict[type, object]:
-        from mqttapi.app import App
-
-        opened: dict[type, object] = {App: self.app, Publisher: self.app.publisher}
-        for kind, resource in self.app.resources.items():
-            if kind not in self.app.dependency_overrides:
-                opened[kind] = await resource.open(stack, opened)
-        return opened
+    def _signature(self, route: Route) -> Signature:
+        if route.inbox is None:
+            return route.signature
+        send = lambda run, outbox, result: self.policy.into_outbox(run, outbox, result)  # noqa: E731, PLW0108  made later
+        return through_outbox(route.signature, send)
 
     def _make_controllers(self, opened: dict[type, object]) -> None:
         """One object of each controller whose constructor takes nothing, in the context that handlers will run in."""
@@ -147,8 +156,8 @@ class Service:
             if isinstance(method, Method) and method.has_one_object and method.cls not in (opened.keys() | overrides):
                 opened[method.cls] = method.cls()
 
-    def _runner(self, route: Route, index: int, opened: Mapping[type, object]) -> Runner:
-        plan = compile_plan(route.signature, overrides=self.app.dependency_overrides, resources=opened)
+    def _runner(self, route: Route, signature: Signature, index: int, opened: Mapping[type, object]) -> Runner:
+        plan = compile_plan(signature, overrides=self.app.dependency_overrides, resources=opened)
         around, inner = self.app.table.middleware_of(route)
         one = compose(inner, noting_return(plan) if route.publish_to else plan)
         limit = self.settings.max_hold if route.timeout is None else min(route.timeout, self.settings.max_hold)
@@ -192,7 +201,11 @@ class Service:
         link = self.link.state if self.link else ""
         publishing = f"publishing: {self.publishing.state}" if self.publishing and self.publishing.state else ""
         stuck = str(self.failure.result()) if self.failure.done() else ""
-        return tuple(filter(None, (self._phase, stuck, link, publishing, *self.dead_letters.readiness())))
+        return tuple(
+            filter(
+                None, (self._phase, stuck, link, publishing, *self.dead_letters.readiness(), *self.backends.problems)
+            )
+        )
 
     def subscriptions(self) -> dict[str, list[Runner]]:
         """The runners by their full filter."""
@@ -328,6 +341,8 @@ class Service:
         try:
             async with asyncio.timeout_at(self._deadline):
                 await self.workers.drain()
+                if self.backends.relay is not None:
+                    await self.backends.relay.flush()
                 await publishing.flushed()
         except TimeoutError:
             log.warning(

@@ -170,6 +170,8 @@ class TestClient:
         await asyncio.wait((pending.done, service.failure), return_when=asyncio.FIRST_COMPLETED)
         if service.failure.done():
             raise service.failure.result()
+        if service.backends.relay is not None:
+            await service.backends.relay.flush()
         return self._settled(pending.delivery, sent)
 
     def _settled(self, delivery: Delivery, sent: int) -> Delivery:

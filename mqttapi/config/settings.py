@@ -149,11 +149,17 @@ class Settings(BaseSettings):
     redis_url: Annotated[
         SecretStr | None, _url("redis|rediss|unix"), Rule("a URL with redis://, rediss:// or unix://")
     ] = None
-    """Redis, such as `redis://localhost:6379/0`."""
+    """Redis, such as `redis://:password@localhost:6379/0`."""
+    redis_timeout: _Seconds = 2.0
+    """Longest time that one command to Redis takes, waiting for a connection and second tries included."""
     database_url: Annotated[
         SecretStr | None, _url(r"[A-Za-z0-9+_]+"), Rule("a URL such as sqlite+aiosqlite:///app.db")
     ] = None
-    """Database, such as `sqlite+aiosqlite:///app.db`."""
+    """Database: `sqlite+aiosqlite:///app.db` unless given, or `postgresql+asyncpg://user:password@host/name`."""
+    database_pool: Annotated[int, Field(ge=1, le=1000), Rule("1-1000", "connections")] = 5
+    """Connections to the database, per worker."""
+    database_timeout: _Seconds = 30.0
+    """Longest wait for one of these connections, for SQLite's lock, and for the answer of PostgreSQL."""
 
     max_in_flight: Annotated[int, Field(ge=1, le=65535), Rule("1-65535 (MQTT Receive Maximum)", "messages")] = 1000
     """Messages held per link: handlers that have not ended. Announced as Receive Maximum [MQTT5 §3.1.2.11.3]."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mqttapi.injection.functions import Parameter, called
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable
+    from collections.abc import Callable, Collection, Hashable, Iterator
 
     from mqttapi.injection.hints import Hint
     from mqttapi.topics import TopicTemplate
@@ -89,3 +89,17 @@ class Signature:
     def in_thread(self) -> bool:
         """Whether the handler is a plain `def`: it runs in a worker thread, which nobody can cancel."""
         return self.handler.in_thread
+
+    @property
+    def asked(self) -> Iterator[tuple[str, Resource]]:
+        """Every resource behind it, with the name of the function that asks for it."""
+        for call in (*(dependency.call for dependency in self.dependencies), self.handler):
+            yield from _asked(call)
+
+
+def _asked(call: Call) -> Iterator[tuple[str, Resource]]:
+    for _, source in call.arguments:
+        if isinstance(source, Resource):
+            yield call.name, source
+        elif isinstance(source, Dependency):
+            yield from _asked(source.call)

@@ -55,7 +55,7 @@ class Inbox:
     ttl: float | None = None
 
     def __post_init__(self) -> None:
-        if not (callable(self.key) or (isinstance(self.key, str) and self.key)):
+        if not self.key or not (isinstance(self.key, str) or callable(self.key)):
             raise ConfigurationError(
                 f"Inbox(key={self.key!r}): key must be the name of a user property, or a function that gives the key"
             )
@@ -81,6 +81,7 @@ class Inbox:
         """A dependency that notes the message in the transaction of its handler, or drops it."""
         from sqlalchemy.ext.asyncio import AsyncSession
 
+        import mqttapi.resources.outbox  # noqa: F401  what the handler returns goes there: makes its types known
         from mqttapi.resources.tables import INBOX, insert_new
 
         given: Any = UserProperty(self.key) if isinstance(self.key, str) else Depends(self.key)
@@ -95,6 +96,7 @@ class Inbox:
                 raise Drop("it has been handled before: its key is in the inbox")
 
         claim.__qualname__ = "inbox"
+        claim.__annotations__["session"] = AsyncSession  # by its name it would not be found: it is imported here
         marker: Depends = Depends(claim)
         return marker
 
@@ -108,7 +110,7 @@ def _text(key: object) -> str:
     return text
 
 
-def through_outbox(signature: Signature, send: Callable[[Context, Any, object], Awaitable[object]]) -> Signature:
+def through_outbox(signature: Signature, send: Callable[[Any, Any, object], Awaitable[object]]) -> Signature:
     """The same handler, but what it returns is given to `send(context, outbox, result)` within its transaction."""
     from mqttapi.resources.outbox import Outbox
 

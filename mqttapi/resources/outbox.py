@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event, insert
 from sqlalchemy.ext.asyncio import AsyncSession  # noqa: TC002  hints of dependencies are read at run time
 
+from mqttapi.injection import Depends
 from mqttapi.publisher import Publish
 from mqttapi.resources.relay import Relay  # noqa: TC001  likewise
 from mqttapi.resources.tables import OUTBOX, row_of
@@ -14,7 +15,7 @@ from mqttapi.resources.tables import OUTBOX, row_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Outbox", "open_outbox"]
+__all__ = ["OUTBOXES", "Outbox", "open_outbox"]
 
 
 class Outbox:
@@ -83,3 +84,7 @@ class Outbox:
 def open_outbox(session: AsyncSession, relay: Relay) -> Outbox:
     """An outbox in the transaction of `session`."""
     return Outbox(session, relay)
+
+
+OUTBOXES: Final[Mapping[type, Any]] = {Outbox: Depends(open_outbox)}
+"""The type that gets an outbox."""

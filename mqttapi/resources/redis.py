@@ -67,19 +67,18 @@ async def check_redis(redis: Redis, seconds: float = START_TIMEOUT) -> None:
     """
     try:
         async with asyncio.timeout(seconds):
-            await redis.execute_command("PING")
+            await redis.execute_command("PING")  # type: ignore[no-untyped-call]
     except (RedisError, OSError, TimeoutError) as error:
         reason = str(error).rstrip(".") or f"no answer within {seconds:g} s"
-        raise ResourceUnavailable(
-            f"Redis at {redis_place(redis)} is not available: {reason}. "
-            "Start it, correct REDIS_URL, or let the app start without it: App(redis='optional')"
-        ) from None
+        raise ResourceUnavailable(f"Redis at {redis_place(redis)} (REDIS_URL) is not available: {reason}") from None
 
 
 def redis_place(redis: Redis) -> str:
     """`host:port`, or the path of a socket."""
     options = redis.connection_pool.connection_kwargs
-    return str(options["path"]) if "path" in options else f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    return (
+        str(options["path"]) if "path" in options else f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    )
 
 
 class _Redis(Redis):
@@ -91,7 +90,7 @@ class _Redis(Redis):
         self.timeout = timeout
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        command = super().execute_command(*args, **options)
+        command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         return await (command if _waits(args) else _within(self, self.timeout, str(args[0]), command))
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
@@ -107,7 +106,7 @@ class _Pipeline(Pipeline):
         return await _within(self, self.timeout, "a pipeline", super().execute(raise_on_error))
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        command = super().immediate_execute_command(*args, **options)
+        command = super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
         return await _within(self, self.timeout, str(args[0]), command)
 
 

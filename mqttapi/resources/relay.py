@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import delete, false, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from mqttapi.errors import MQTTAPIError, NotConnected, PublishQueueFull
+from mqttapi.errors import NotConnected, PublishQueueFull
 from mqttapi.message import printable
 from mqttapi.resources.tables import LEASES, OUTBOX, publish_of
 
@@ -80,9 +80,11 @@ class Relay:
             try:
                 await self.flush()
                 failures = 0
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
+            except Exception as error:
                 failures += 1
-                if failures == 1:
+                if not isinstance(error, SQLAlchemyError | OSError | TimeoutError):
+                    log.exception("the outbox: this is a bug in mqttapi")
+                elif failures == 1:
                     log.warning("the outbox waits for the database: %s", str(error).partition("\n")[0])
                 await asyncio.sleep(min(POLL * 2**failures, 30.0))
             try:
@@ -151,7 +153,7 @@ class Relay:
                     waiting[self._publisher.send(publish)] = row.id
             except (PublishQueueFull, NotConnected):
                 break
-            except MQTTAPIError as error:
+            except Exception as error:  # noqa: BLE001  whatever is wrong with one row, the rest goes on
                 refused[row.id] = str(error)
         try:
             await self._confirmed(list(waiting))
@@ -160,11 +162,11 @@ class Relay:
                 if not future.done():
                     future.cancel()  # what has not been written is taken back
                 elif not future.cancelled():
-                    error = future.exception()
-                    if error is None:
+                    problem = future.exception()
+                    if problem is None:
                         sent.append(number)
-                    elif not isinstance(error, NotConnected):
-                        refused[number] = str(error)
+                    elif not isinstance(problem, NotConnected):
+                        refused[number] = str(problem)
         if not sent and not refused:
             await asyncio.sleep(self._pause)  # the queue of the publishing connection is full
         return sent, refused

@@ -10,7 +10,7 @@ async def keep(device_id: str, reading: Reading, session: Session) -> None:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator  # noqa: TC003  hints of dependencies are read at run time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import sqlalchemy.ext.asyncio
@@ -46,7 +46,8 @@ class _SyncSession(sqlmodel.Session):
 
 class _Session(AsyncSession):
     """SQLModel's session, whose `execute` is SQLAlchemy's again: that of SQLModel warns, and it is the right one for a
-    handler that asks for SQLAlchemy's `AsyncSession`. Whichever is asked for, there is one transaction."""
+    handler that asks for SQLAlchemy's `AsyncSession`. Whichever is asked for, there is one transaction.
+    """
 
     sync_session_class = _SyncSession
     execute = sqlalchemy.ext.asyncio.AsyncSession.execute
@@ -54,7 +55,8 @@ class _Session(AsyncSession):
 
 async def session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
     """A transaction around the handler: committed when it has succeeded, before its message is acknowledged; rolled
-    back whatever it raises. It begins with the first statement, so a handler that makes none takes no connection."""
+    back whatever it raises. It begins with the first statement, so a handler that makes none takes no connection.
+    """
     async with _Session(engine, expire_on_commit=False) as opened:
         yield opened
         await opened.commit()
@@ -63,7 +65,10 @@ async def session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
 Session = Annotated[AsyncSession, Depends(session)]
 """The hint of a handler that wants a session; `AsyncSession` alone does as well."""
 
-SESSIONS: Final[Mapping[type, Any]] = {AsyncSession: Depends(session), sqlalchemy.ext.asyncio.AsyncSession: Depends(session)}
+SESSIONS: Final[Mapping[type, Any]] = {
+    AsyncSession: Depends(session),
+    sqlalchemy.ext.asyncio.AsyncSession: Depends(session),
+}
 """The types that get a session."""
 
 
@@ -113,7 +118,7 @@ async def check_database(engine: AsyncEngine, seconds: float = START_TIMEOUT) ->
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         reason = str(getattr(error, "orig", error)).partition("\n")[0].rstrip(".") or f"no answer within {seconds:g} s"
         raise ResourceUnavailable(
-            f"the database at {database_place(engine.url)} is not available: {reason}. Start it, or correct DATABASE_URL"
+            f"the database at {database_place(engine.url)} (DATABASE_URL) is not available: {reason}"
         ) from None
 
 

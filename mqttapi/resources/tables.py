@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
+from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text, delete, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.publisher import Publish, encode_payload
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Executable, Row
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["INBOX", "LEASES", "OUTBOX", "create_tables", "insert_new", "publish_of", "row_of"]
+__all__ = ["INBOX", "LEASES", "OUTBOX", "create_tables", "forget", "insert_new", "publish_of", "row_of"]
+
+log = logging.getLogger("mqttapi.inbox")
+
+CLEANING: Final = 600.0
+"""Seconds between two cleanings of the inbox."""
 
 _METADATA: Final = MetaData()
 
@@ -64,7 +74,9 @@ async def create_tables(engine: AsyncEngine) -> None:
         ConfigurationError: When the database is neither SQLite nor PostgreSQL.
     """
     if engine.dialect.name not in {"sqlite", "postgresql"}:
-        raise ConfigurationError(f"inbox and outbox need SQLite or PostgreSQL, and DATABASE_URL is {engine.dialect.name}")
+        raise ConfigurationError(
+            f"inbox and outbox need SQLite or PostgreSQL, and DATABASE_URL is {engine.dialect.name}"
+        )
     async with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
@@ -77,6 +89,19 @@ def insert_new(dialect: str, table: Table, **values: Any) -> Executable:
     insert: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement: Executable = insert(table).values(**values).on_conflict_do_nothing()
     return statement
+
+
+async def forget(engine: AsyncEngine, lifetimes: Mapping[str, float]) -> None:
+    """Until cancelled, delete the keys of the inbox that are older than the lifetime of their route, in seconds."""
+    while True:
+        try:
+            for route, seconds in lifetimes.items():
+                async with engine.begin() as connection:
+                    old = INBOX.c.handled_at < time.time() - seconds
+                    await connection.execute(delete(INBOX).where(INBOX.c.route == route, old))
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("the inbox could not be cleaned, and will be later: %s", str(error).partition("\n")[0])
+        await asyncio.sleep(CLEANING)
 
 
 def row_of(publish: Publish) -> dict[str, Any]:
@@ -94,7 +119,7 @@ def row_of(publish: Publish) -> dict[str, Any]:
         "payload": encode_payload(publish.payload),
         "qos": publish.qos,
         "retain": publish.retain,
-        "properties": to_json(properties, exclude_none=True).decode(),
+        "properties": to_json({name: value for name, value in properties.items() if value is not None}).decode(),
         "created_at": time.time(),
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection import Depends
+from mqttapi.resources.inbox import Inbox
 from mqttapi.routing.retry import Retry
 from mqttapi.topics import share
 
@@ -85,6 +86,8 @@ class TopicOptions(SharedOptions, total=False):
 
     name: str | None
     """For `app.topic_for`; given names are unique. Default: `module.qualname` of the handler."""
+    inbox: Inbox | None
+    """Handle a message that is delivered again only once. Default None."""
     publish_to: str | None
     """Where the handler's return value is published, unless it is None: a template as that of `dead_letter`."""
 
@@ -235,6 +238,12 @@ def _options(value: object) -> str | None:
     return problem and f"RouteOptions: {problem}"
 
 
+def _inbox(value: object) -> str | None:
+    if value is None or isinstance(value, Inbox):
+        return None
+    return f"inbox must be an Inbox(key=...) or None, got {value!r}"
+
+
 def _missing(value: object) -> str | None:
     if isinstance(value, str) and value not in {"reject", "drop"}:
         return f"missing must be 'reject', 'drop', a row, or a function of the context, got {value!r}"
@@ -245,6 +254,7 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "concurrency": _concurrency,
     "dead_letter": _destination("dead_letter"),
     "dependencies": _dependencies,
+    "inbox": _inbox,
     "middleware": _sequence("middleware", "log_it"),
     "missing": _missing,
     "name": _name,

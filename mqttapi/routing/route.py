@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mqttapi.injection import Depends, Signature
     from mqttapi.message import Message
     from mqttapi.middleware import Layer
+    from mqttapi.resources.inbox import Inbox
     from mqttapi.routing.destination import Destination
     from mqttapi.routing.retry import Retry
     from mqttapi.routing.router import Router
@@ -72,6 +73,7 @@ class Route:
     dead_letter: Destination | None
     publish_to: Destination | None
     missing: object
+    inbox: Inbox | None
     options: RouteOptions
 
     def group(self, default: str) -> str | None:

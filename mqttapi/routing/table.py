@@ -8,6 +8,7 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.injection import analyse
 from mqttapi.injection.columns import column_converters
 from mqttapi.middleware import Aliases
+from mqttapi.resources.backends import known_types
 from mqttapi.routing.destination import Destination
 from mqttapi.routing.options import RouteOptions, check_together, inherit
 from mqttapi.routing.retry import Retry
@@ -34,6 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "publish_to": None,
     "dependencies": (),
     "missing": None,
+    "inbox": None,
     "options": RouteOptions(),
 }
 
@@ -89,11 +91,14 @@ class RouteTable:
                 f"({', '.join(template.names) or 'there is none'})"
             )
         self._refuse_twice(declaration, template, options)
+        inbox, dependencies = options["inbox"], options["dependencies"]
+        if inbox is not None:  # first, so that its transaction is committed last
+            dependencies = (inbox.claim(), *dependencies)
         signature = analyse(
             declaration.handler,
             template=template,
-            resources=resources,
-            dependencies=options["dependencies"],
+            resources=(*resources, *known_types()),
+            dependencies=dependencies,
             name=options.get("name"),
         )
         name = self._name(declaration, options.get("name"))
@@ -123,6 +128,7 @@ class RouteTable:
                 retry=Retry.of(options["retry"]),
                 **sent,
                 missing=options["missing"],
+                inbox=inbox,
                 options=options["options"],
             )
         )

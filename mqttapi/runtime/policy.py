@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mqttapi.context import Context
     from mqttapi.middleware import Endpoint
     from mqttapi.publisher import Publisher
+    from mqttapi.resources.outbox import Outbox
     from mqttapi.runtime.dead_letters import DeadLetters
     from mqttapi.runtime.exception_handlers import ExceptionHandler
     from mqttapi.runtime.lanes import Run
@@ -91,18 +92,37 @@ class Policy:
         Raises:
             Exception: It could not be published. A reply that cannot be sent is counted and logged.
         """
+        publishes, is_answer = self._sent_for(run, result)
+        if publishes:
+            async with asyncio.timeout(self._max_hold):
+                for publish in publishes:
+                    await self._publisher.send(publish)
+        if is_answer:
+            await self._reply(run, result)
+        return DONE
+
+    async def into_outbox(self, run: Run, outbox: Outbox, result: object) -> None:
+        """`finish` within the transaction of the handler, for routes with an inbox."""
+        run.returned = True
+        publishes, is_answer = self._sent_for(run, result)
+        for publish in publishes:
+            await outbox.send(publish)
+        if is_answer and run.message.response_topic is not None:
+            await outbox.publish(
+                run.message.response_topic,
+                result,
+                qos=run.message.qos,
+                correlation_data=run.message.correlation_data,
+            )
+
+    def _sent_for(self, run: Run, result: object) -> tuple[list[Publish], bool]:
+        """What is to be published for a result, and whether the Response Topic gets it as an answer."""
         publishes = _publishes(result)
         is_answer = not publishes and result is not NO_REPLY
         to = run.route.publish_to
         if to is not None and is_answer and result is not None and getattr(run, "returned", False):
             publishes = [Publish(to.topic(run.values_, run.message.topic), result)]
-        if publishes:
-            async with asyncio.timeout(self._max_hold):
-                for publish in publishes:
-                    await self._publisher.send(publish)
-        if is_answer and run.message.response_topic is not None and self._replies(run):
-            await self._reply(run, result)
-        return DONE
+        return publishes, is_answer and run.message.response_topic is not None and self._replies(run)
 
     async def _reply(self, run: Run, result: object) -> None:
         try:
