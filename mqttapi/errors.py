@@ -169,7 +169,8 @@ class RetryLater(MQTTAPIError):
 
     def __init__(self, seconds: float, reason: str = "the handler asked for a retry") -> None:
         super().__init__(reason)
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        given: object = seconds
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
             raise ConfigurationError(f"RetryLater({seconds!r}): seconds must be a number from 0 up")
         self.seconds = seconds
         self.reason = reason

@@ -187,7 +187,9 @@ def _again(letter: Letter, settings: Settings) -> Publish:
     from mqttapi.runtime.dead_letters import publish_of
 
     if not letter.to:
-        raise ConfigurationError(f"letter {letter.id} has no dead letter topic ({letter.why}): resend it with --original")
+        raise ConfigurationError(
+            f"letter {letter.id} has no dead letter topic ({letter.why}): resend it with --original"
+        )
     return publish_of(letter, properties=settings.protocol == "5")
 
 

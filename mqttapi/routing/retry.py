@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError, Drop, MessageError, RetryLater
 
@@ -47,7 +47,8 @@ class Retry:
             value = getattr(self, name)
             if not accepts(value):
                 raise ConfigurationError(f"Retry({name}={value!r}): {name} must be {rule}")
-        for error in self.on if isinstance(self.on, tuple) else (self.on,):
+        errors: tuple[Any, ...] = self.on if isinstance(self.on, tuple) else (self.on,)
+        for error in errors:
             if not (isinstance(error, type) and issubclass(error, Exception)):
                 raise ConfigurationError(
                     f"Retry(on={self.on!r}): on must be a class of exceptions or a tuple of them, got {error!r}"

@@ -52,7 +52,7 @@ class Attempts:
         async def attempt(context: Context) -> object:
             try:
                 return await endpoint(context)
-            except (Exception, asyncio.CancelledError) as raised:
+            except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  a handler may raise anything
                 error = raised
             try:
                 return await again(cast("Run", context), error)

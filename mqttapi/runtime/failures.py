@@ -75,7 +75,7 @@ class Reports:
 def _became(run: Run, outcome: Outcome) -> str:
     if outcome.dead_letter is not None:
         return f" (dead letter on {printable(outcome.dead_letter) or 'disk'})"
-    return " (after %d attempts)" % run.attempt if run.attempt > 1 else ""
+    return f" (after {run.attempt} attempts)" if run.attempt > 1 else ""
 
 
 class _Loggable(Exception):

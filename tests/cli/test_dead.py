@@ -61,7 +61,9 @@ def ids(spool: Spool) -> list[str]:
 
 
 @pytest.mark.parametrize("where", ["main:app", None, "--dir"])
-def test_list_finds_the_letters_of_an_app_or_in_a_directory(spool: Spool, in_process: InProcess, where: str | None) -> None:
+def test_list_finds_the_letters_of_an_app_or_in_a_directory(
+    spool: Spool, in_process: InProcess, where: str | None
+) -> None:
     arguments = ["--dir", str(spool.directory)] if where == "--dir" else [where] if where else []
     code, out, _ = in_process("dead", "list", *arguments)
     assert code == 0
@@ -132,8 +134,8 @@ def test_wrong_use_is_one_line_and_changes_nothing(
 async def test_resend_sends_what_the_app_could_not(mqttapi: CommandLine, mosquitto: Mosquitto, tmp_path: Path) -> None:
     """First nobody listens, so the letter stays; then somebody does; `--original` goes to where it came from."""
     mqttapi.write("main.py", APP)
-    state = {"MQTTAPI_STATE_DIR": str(tmp_path / "state"), "MQTT_URL": mosquitto.url}
-    app = mqttapi.start("run", **state)
+    mqttapi.environment |= {"MQTTAPI_STATE_DIR": str(tmp_path / "state"), "MQTT_URL": mosquitto.url}
+    app = mqttapi.start("run")
     await in_thread(lambda: app.wait_for("subscribed"))
     async with client(mosquitto.url) as publisher:
         await publisher.publish("s/1", b"one", qos=1)
@@ -144,7 +146,7 @@ async def test_resend_sends_what_the_app_could_not(mqttapi: CommandLine, mosquit
     assert "dead letters of r cannot be sent to dead/s/1 (nobody has subscribed to it): they are in " in app.output
     first, second = spool.letters()
 
-    refused = await in_thread(lambda: mqttapi("dead", "resend", "--all", **state))
+    refused = await in_thread(lambda: mqttapi("dead", "resend", "--all"))
     assert refused.returncode == 1
     assert refused.stderr.splitlines() == [
         "mqttapi: sent 0 of 2",
@@ -154,12 +156,12 @@ async def test_resend_sends_what_the_app_could_not(mqttapi: CommandLine, mosquit
 
     async with client(mosquitto.url) as reader:
         await reader.subscribe("#", qos=1)
-        sent = await in_thread(lambda: mqttapi("dead", "resend", first.id, **state))
+        sent = await in_thread(lambda: mqttapi("dead", "resend", first.id))
         assert sent.stderr == "mqttapi: sent 1 of 1\n"
         (again,) = await eventually(lambda: reader.messages)
         assert (again.topic, again.payload) == ("dead/s/1", b"one")
         assert ("mqttapi-reason", "no good") in again.publish.user_properties
-        await in_thread(lambda: mqttapi("dead", "resend", "--all", "--original", **state))
+        await in_thread(lambda: mqttapi("dead", "resend", "--all", "--original"))
         await eventually(lambda: len(reader.messages) == 2)
         assert (reader.messages[1].topic, reader.messages[1].payload) == ("s/2", b"two")
         assert reader.messages[1].publish.user_properties in (None, [])

@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from mqttapi import App, ConfigurationError, Context, Depends, Drop, HandlerStuck, InvalidPayload, Reject, Retry, RetryLater
+from mqttapi import (
+    App,
+    ConfigurationError,
+    Context,
+    Depends,
+    Drop,
+    HandlerStuck,
+    InvalidPayload,
+    Reject,
+    Retry,
+    RetryLater,
+)
 from mqttapi.config import Settings
 from mqttapi.testing import TestClient
 
@@ -23,7 +34,9 @@ class Reading(BaseModel):
     number: int
 
 
-def failing(times: int, error: BaseException | type[BaseException] = ValueError, **options: Any) -> tuple[App, list[int]]:
+def failing(
+    times: int, error: BaseException | type[BaseException] = ValueError, **options: Any
+) -> tuple[App, list[int]]:
     """An app whose handler raises the first `times` times, and the attempts that it has seen."""
     app = App("t")
     attempts: list[int] = []
@@ -47,7 +60,9 @@ async def outcome(app: App, payload: Any = b"{}") -> str:
     ("times", "attempts", "end"),
     [(0, [1], "done"), (2, [1, 2, 3], "done"), (3, [1, 2, 3], "failed: raised ValueError")],
 )
-async def test_a_handler_runs_again_until_it_returns_or_attempts_run_out(times: int, attempts: list[int], end: str) -> None:
+async def test_a_handler_runs_again_until_it_returns_or_attempts_run_out(
+    times: int, attempts: list[int], end: str
+) -> None:
     app, seen = failing(times, retry=RETRIES)
     assert await outcome(app) == end
     assert seen == attempts
@@ -282,7 +297,9 @@ async def test_a_plain_function_that_takes_too_long_is_not_run_again_beside_its_
 
     async with TestClient(app) as client:
         try:
-            with pytest.raises(HandlerStuck, match=r"^r \(test_attempts.py:\d+\) took longer than 0.05 s on t/1, in a thread"):
+            with pytest.raises(
+                HandlerStuck, match=r"^r \(test_attempts.py:\d+\) took longer than 0.05 s on t/1, in a thread"
+            ):
                 await client.publish("t/1")
             assert calls == ["1"]
             assert app.stats.stuck_threads == 1

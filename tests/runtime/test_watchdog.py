@@ -78,7 +78,9 @@ async def test_each_incident_is_one(lines: Lines) -> None:
             turns += watchdog._answered
             await asyncio.sleep(0.01)
     watchdog.stop()
-    assert [record.getMessage().partition(" blocks")[0] for record in lines.records] == ["something that is no handler"] * 2
+    assert [record.getMessage().partition(" blocks")[0] for record in lines.records] == [
+        "something that is no handler"
+    ] * 2
 
 
 class Counting(Watchdog):
