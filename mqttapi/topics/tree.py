@@ -106,6 +106,32 @@ class TopicTree(Generic[T]):
             found += node.deep
         return found
 
+    def overlapping(self, filter: str) -> list[T]:
+        """The values of all filters that share a topic with `filter`, in no particular order; see `overlaps`."""
+        found: list[T] = []
+        levels = split_share(filter)[1].split("/")
+        below = [(self._root, 0)]
+        while below:
+            node, position = below.pop()
+            at_start = node is self._root
+            if not (at_start and levels[0][:1] == "$"):
+                found += node.deep
+            if position == len(levels):
+                found += node.exact
+                continue
+            level, after = levels[position], position + 1
+            if level == "#":
+                found += node.exact
+                after = position
+            if level in {"+", "#"}:
+                children = node.children.items()
+                below += [(child, after) for name, child in children if not (at_start and name[:1] == "$")]
+            elif level in node.children:
+                below.append((node.children[level], after))
+            if node.plus is not None and not (at_start and level[:1] == "$"):
+                below.append((node.plus, after))
+        return found
+
 
 class TopicCache(Generic[T]):
     """At most `size` topics and what is known about them.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqttapi.errors import InvalidTopicFilter
-from mqttapi.topics import TopicCache, TopicTree
+from mqttapi.topics import TopicCache, TopicTree, overlaps
 from tests.topics.oracle import filters, textbook_match, topics
 
 
@@ -22,6 +22,12 @@ def tree_of(*texts: str) -> TopicTree[int]:
 def test_finds_every_matching_filter_once_and_no_other(texts: list[str], topic: str) -> None:
     expected = [value for value, text in enumerate(texts) if textbook_match(text, topic)]
     assert sorted(tree_of(*texts).match(topic)) == expected
+
+
+@given(st.lists(filters, max_size=12), filters)
+def test_finds_every_overlapping_filter_once_and_no_other(texts: list[str], filter: str) -> None:
+    expected = [value for value, text in enumerate(texts) if overlaps(text, filter)]
+    assert sorted(tree_of(*texts).overlapping(filter)) == expected
 
 
 @given(st.lists(st.tuples(filters, st.booleans()), max_size=12), topics)
