@@ -18,6 +18,7 @@ from mqttapi.routing.route import source_of
 from mqttapi.routing.table import RouteTable
 from mqttapi.runtime.exception_handlers import check_exception_handler
 from mqttapi.runtime.stats import Stats
+from mqttapi.topics import validate_filter
 
 if TYPE_CHECKING:
     import asyncio
@@ -70,6 +71,13 @@ class App:
         settings: In place of those from the environment and `.env`.
         lifespan: `async with lifespan(app):` is around the whole run; open here what the app needs.
         dispatch: Which routes get a message that several match: `all` of them, or the `first` registered.
+        overlap: How each route gets its own messages where filters overlap: by the subscription `ids` of MQTT 5, where
+            the broker has them, or by `links`, connections on none of which two filters overlap. For brokers that send
+            one copy with only one of the ids.
+        ack_order: Messages are acknowledged in the order of their `arrival` [MQTT-4.6.0-2], or as they are `completed`:
+            then a slow one does not hold up the others behind it, at brokers that allow few unacknowledged messages.
+        former_filters: Filters, with their `$share/<group>/`, that a former version has left in the session, and that
+            are to be unsubscribed. Seldom needed: they are remembered on disk.
         session: How long the broker keeps what comes while the app is away. None: as `MQTTAPI_SESSION_EXPIRY` says
             (24 h) when any route has QoS ≥ 1, else not at all.
         credentials: An async function that gives `(username, password)`, or an object with these attributes. It is
@@ -92,6 +100,9 @@ class App:
         settings: Settings | None = None,
         lifespan: Callable[[App], AbstractAsyncContextManager[None]] | None = None,
         dispatch: Literal["all", "first"] = "all",
+        overlap: Literal["ids", "links"] = "ids",
+        ack_order: Literal["arrival", "completed"] = "arrival",
+        former_filters: Sequence[str] = (),
         session: Session | None = None,
         credentials: Callable[[], Awaitable[object]] | None = None,
         discover: str | None = None,
@@ -100,8 +111,11 @@ class App:
     ) -> None:
         given: dict[str, Any] = dict(options)
         check(given, f"App({name!r})")
-        if dispatch not in {"all", "first"}:
-            raise ConfigurationError(f"App({name!r}): dispatch must be 'all' or 'first', got {dispatch!r}")
+        _one_of(name, "dispatch", dispatch, ("all", "first"))
+        _one_of(name, "overlap", overlap, ("ids", "links"))
+        _one_of(name, "ack_order", ack_order, ("arrival", "completed"))
+        for text in former_filters:
+            validate_filter(text)
         if discover is not None and not isinstance(discover, str):
             raise ConfigurationError(f"App({name!r}): discover must be a package's name or None, got {discover!r}")
         if redis not in {"required", "optional"}:
@@ -119,6 +133,9 @@ class App:
         self.settings = settings
         self.lifespan = lifespan
         self.dispatch = dispatch
+        self.overlap = overlap
+        self.ack_order = ack_order
+        self.former_filters = tuple(former_filters)
         self.session = session
         self.credentials = credentials
         self.redis = redis
@@ -193,6 +210,12 @@ class App:
     def republish(self, source: str, to: str, *, retain: bool = False, **options: Unpack[TopicOptions]) -> None:
         """Send every message of a topic on to another, as it came; see `Router.republish`."""
         self.router.republish(source, to, retain=retain, **options)
+
+    def fallback(
+        self, function: F | None = None, /, *, filter: str | None = None, **options: Unpack[TopicOptions]
+    ) -> Any:
+        """Let the decorated function handle what arrives and matches no route; see `Router.fallback`."""
+        return self.router.fallback(function, filter=filter, **options)
 
     def include_router(
         self, router: Router, *, prefix: str = "", name: str = "", **options: Unpack[SharedOptions]
@@ -414,6 +437,11 @@ class App:
         from mqttapi.serving import run
 
         run(self, broker)
+
+
+def _one_of(app: str | None, option: str, value: object, choices: tuple[str, str]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"App({app!r}): {option} must be {choices[0]!r} or {choices[1]!r}, got {value!r}")
 
 
 def _log_failure(failure: asyncio.Future[BaseException]) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections import defaultdict
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -39,8 +38,9 @@ from mqttapi.resources.inbox import through_outbox
 from mqttapi.runtime.attempts import Attempts
 from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.dispatcher import Dispatcher
-from mqttapi.runtime.intake import Intake
 from mqttapi.runtime.lanes import Runner, Workers
+from mqttapi.runtime.links import subscriptions
+from mqttapi.runtime.overflow import Queue
 from mqttapi.runtime.policy import Policy, noting_return
 from mqttapi.runtime.spool import Spool
 from mqttapi.runtime.stats import Stats, route_stats
@@ -51,11 +51,13 @@ if TYPE_CHECKING:
 
     from mqttapi.app import App
     from mqttapi.config import Broker
+    from mqttapi.consumer import Consumer
     from mqttapi.injection import Signature
     from mqttapi.publisher import Outgoing
     from mqttapi.routing import Route
+    from mqttapi.runtime.lanes import Run
+    from mqttapi.runtime.links import Subscribed
     from mqttapi.transport.connection import ConnectionOptions
-    from mqttapi.transport.link import Link, Subscribed
     from mqttapi.transport.publishing import PublishingConnection
 
 __all__ = ["Service", "Stopped"]
@@ -77,8 +79,7 @@ class Service:
         app.load()
         self.app = app
         self.settings = settings or app.settings or Settings()
-        self.intake: Intake | None = None
-        self.link: Link | None = None
+        self.consumer: Consumer | None = None
         self.publishing: PublishingConnection | None = None
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         """Done when the app cannot go on, with the reason."""
@@ -117,13 +118,14 @@ class Service:
                     self._runner(route, signature, index, opened)
                     for index, (route, signature) in enumerate(zip(app.routes, signatures, strict=True))
                 ]
-                self.dispatcher = Dispatcher(self.subscriptions(), mode=app.dispatch)
+                self.subscribed = subscriptions(self.runners, self.group)
+                self.dispatcher = self.dispatcher_of(None)
                 self.dead_letters = DeadLetters(app.publisher, self._spool)
                 self.policy = Policy(
                     publisher=app.publisher,
                     handlers=app.exception_handlers,
                     dead_letters=self.dead_letters,
-                    replies=lambda run: self.dispatcher.targets(run.message.topic)[0].runner is run.runner,
+                    replies=self._replies,
                     fatal=self.fail,
                     max_hold=self.settings.max_hold,
                 )
@@ -136,6 +138,9 @@ class Service:
                     name=f"mqttapi[{app.name}]",
                 )
                 stack.push_async_callback(self.workers.stop)
+                for runner in self.runners:
+                    if runner.queue is not None:
+                        stack.callback(runner.queue.summarise)
                 yield
         finally:
             app.publisher.outgoing = None
@@ -158,14 +163,18 @@ class Service:
 
     def _runner(self, route: Route, signature: Signature, index: int, opened: Mapping[type, object]) -> Runner:
         plan = compile_plan(signature, overrides=self.app.dependency_overrides, resources=opened)
+        queue = None
+        if route.overflow != "block":
+            settings = self.settings
+            queue = Queue(route.name, route.overflow, limit=settings.max_queued, max_bytes=settings.max_in_flight_bytes)
         around, inner = self.app.table.middleware_of(route)
         one = compose(inner, noting_return(plan) if route.publish_to else plan)
         limit = self.settings.max_hold if route.timeout is None else min(route.timeout, self.settings.max_hold)
         attempts = Attempts(one, retry=route.retry, timeout=limit, max_hold=self.settings.max_hold, pauses=self._pauses)
         if around:
-            runner = Runner(route, compose(around, attempts.layer()), index)
+            runner = Runner(route, compose(around, attempts.layer()), index, queue=queue)
         else:
-            runner = Runner(route, one, index, attempts.again)
+            runner = Runner(route, one, index, attempts.again, queue)
         runner.timeout = limit
         return runner
 
@@ -182,15 +191,17 @@ class Service:
             dead_letters_held=self.dead_letters.held,
             stuck_threads=self.policy.stuck_threads,
         )
-        if self.intake is None or self.publishing is None:
+        if self.consumer is None or self.publishing is None:
             return held
+        intakes = self.consumer.intakes
         return replace(
             held,
-            received=self.intake.received,
-            unmatched=self.intake.unmatched,
-            refused=self.intake.refused,
-            violations=self.intake.ledger.violations,
-            unacknowledged=self.intake.ledger.held,
+            received=sum(intake.received for intake in intakes),
+            unmatched=sum(intake.unmatched for intake in intakes),
+            unknown_ids=sum(intake.unknown_ids for intake in intakes),
+            refused=sum(intake.refused for intake in intakes),
+            violations=sum(intake.ledger.violations for intake in intakes),
+            unacknowledged=sum(intake.ledger.held for intake in intakes),
             outgoing=self.publishing.messages,
         )
 
@@ -198,7 +209,7 @@ class Service:
         """See `App.readiness`."""
         if self._phase == _STARTING:  # there is nothing else to ask yet
             return (_STARTING,)
-        link = self.link.state if self.link else ""
+        link = self.consumer.state if self.consumer else ""
         publishing = f"publishing: {self.publishing.state}" if self.publishing and self.publishing.state else ""
         stuck = str(self.failure.result()) if self.failure.done() else ""
         return tuple(
@@ -207,13 +218,21 @@ class Service:
             )
         )
 
-    def subscriptions(self) -> dict[str, list[Runner]]:
-        """The runners by their full filter."""
-        found: defaultdict[str, list[Runner]] = defaultdict(list)
-        for runner in self.runners:
-            for text in runner.route.filters(self.group):
-                found[text].append(runner)
-        return dict(found)
+    def dispatcher_of(self, own: Sequence[Subscribed] | None, *, by_id: bool = True) -> Dispatcher:
+        """A dispatcher for the messages of a link that serves `own`; None: everything."""
+        fallbacks = [runner for runner in self.runners if runner.route.fallback]
+        return Dispatcher(self.subscribed, own, by_id=by_id, mode=self.app.dispatch, fallbacks=fallbacks)
+
+    @property
+    def groups(self) -> set[str]:
+        """The shared groups of the routes, and the default one."""
+        return {self.group, *filter(None, (runner.route.group(self.group) for runner in self.runners))}
+
+    def _replies(self, run: Run) -> bool:
+        """Whether it is this route's answer that counts: of several the most specific one's."""
+        message, dispatcher = run.message, self.dispatcher
+        targets = (dispatcher.retained_targets if message.retain else dispatcher.targets)(message.topic)
+        return not targets or targets[0].runner is run.runner
 
     def fail(self, error: BaseException) -> None:
         """The app cannot go on."""
@@ -225,7 +244,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def connected(self, broker: str | None) -> AsyncIterator[None]:
         """The app with its connections: the body begins once it is subscribed, and what was accepted is handled."""
-        from mqttapi.transport.link import Link
+        from mqttapi.consumer import Consumer
         from mqttapi.transport.publishing import PublishingConnection
 
         settings = self.settings
@@ -254,34 +273,28 @@ class Service:
                 await stack.enter_async_context(self.started(publishing))
             hooks = Hooks(self.app)
             stack.push_async_callback(hooks.stop)
-            link = Link(options, self._subscribed(), protocol_fallback=fallback, max_payload=settings.max_payload)
-            link.on_change = lambda: hooks.update(connected=not link.state)
-            self.link = link
-            link.intake = self.intake = Intake(
-                self.app,
-                self.dispatcher,
-                self.workers,
-                link,
-                max_in_flight=settings.max_in_flight,
-                max_bytes=settings.max_in_flight_bytes,
+            self.consumer = consumer = Consumer(
+                self,
+                options,
+                protocol_fallback=fallback,
+                on_change=lambda: hooks.update(connected=not consumer.state),
             )
             self._phase = ""
-            task = asyncio.create_task(self._run_link(link), name=f"mqttapi[{self.app.name}].link")
+            consumer.start()
             care = asyncio.create_task(self._look_after(), name=f"mqttapi[{self.app.name}].care")
             watchdog = Watchdog(f"mqttapi[{self.app.name}].watchdog")
             watchdog.start()
             try:
-                await asyncio.wait((link.ready, self.failure, self.stopping), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((consumer.ready, self.failure, self.stopping), return_when=asyncio.FIRST_COMPLETED)
                 if self.failure.done():
                     raise self.failure.result()
                 yield
                 lock.draining()
-                await self._drain(link, publishing, hooks)
+                await self._drain(consumer, publishing, hooks)
             finally:
                 watchdog.stop()
-                task.cancel()
                 care.cancel()
-                await asyncio.gather(task, care, return_exceptions=True)
+                await asyncio.gather(care, consumer.cancel(), return_exceptions=True)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -309,6 +322,8 @@ class Service:
         while True:
             await asyncio.sleep(1)
             self.policy.look_after()
+            if self.consumer is not None:
+                self.consumer.watch()
 
     def _options(self, address: Broker) -> ConnectionOptions:
         from mqttapi.transport.connection import ConnectionOptions
@@ -327,17 +342,11 @@ class Service:
             credentials=self.app.credentials,
         )
 
-    async def _run_link(self, link: Link) -> None:
-        try:
-            await link.run()
-        except Exception as error:  # noqa: BLE001  whoever waits for the service gets it
-            self.fail(error)
-
-    async def _drain(self, link: Link, publishing: PublishingConnection, hooks: Hooks) -> None:
+    async def _drain(self, consumer: Consumer, publishing: PublishingConnection, hooks: Hooks) -> None:
         """Run what was accepted, confirm what was published, acknowledge, and say goodbye, within `grace` seconds."""
         self._phase = _STOPPING
         self._deadline = asyncio.get_running_loop().time() + self.settings.grace
-        link.stop_reading()
+        consumer.stop_reading()
         try:
             async with asyncio.timeout_at(self._deadline):
                 await self.workers.drain()
@@ -353,9 +362,7 @@ class Service:
                 publishing.messages,
             )
             await self.workers.stop()
-        if self.intake is not None:
-            self.intake.flush()
-        await link.close()
+        await consumer.close()
         hooks.update(connected=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._deadline):
@@ -373,31 +380,6 @@ class Service:
             return self.app.session
         lasting = any(route.qos for route in self.app.routes)
         return Session(expiry=self.settings.session_expiry) if lasting else Session.transient()
-
-    def _subscribed(self) -> list[Subscribed]:
-        """One subscription per full filter: routes share it, with the highest QoS among them."""
-        from mqttapi.transport.link import Subscribed
-
-        subscribed = []
-        for full, runners in self.subscriptions().items():
-            routes = [runner.route for runner in runners]
-            rare = {(route.options.no_local, route.options.retain_as_published) for route in routes}
-            if len(rare) > 1:
-                raise ConfigurationError(
-                    f"the routes {' and '.join(route.name for route in routes)} share the subscription {full!r}, "
-                    "but differ in no_local or retain_as_published: one subscription has one value of each"
-                )
-            no_local, retain_as_published = rare.pop()
-            subscribed.append(
-                Subscribed(
-                    full,
-                    max(route.qos for route in routes),
-                    tuple(r.name for r in routes),
-                    no_local,
-                    retain_as_published,
-                )
-            )
-        return subscribed
 
     def _warn(self, options: ConnectionOptions) -> None:
         """What is allowed, but seldom meant."""

@@ -115,7 +115,7 @@ class TestClient:
         topic: str,
         payload: Any = None,
         *,
-        qos: Literal[0, 1] = 1,
+        qos: Literal[0, 1, 2] = 1,
         retain: bool = False,
         dup: bool = False,
         params: Mapping[str, object] | None = None,
@@ -129,7 +129,7 @@ class TestClient:
         Args:
             topic: A topic name; with `params` a template.
             payload: As in `Publisher.publish`.
-            qos: 0 or 1, as delivered.
+            qos: 0, 1 or 2, as delivered.
             retain: Whether it arrives as a retained message.
             dup: Whether it arrives as a second delivery.
             params: Values for the parameters of `topic`.
@@ -161,7 +161,8 @@ class TestClient:
             1 if qos else 0,
             properties if properties != NO_PROPERTIES else NO_PROPERTIES,
         )
-        targets = service.dispatcher.targets(topic)
+        dispatcher = service.dispatcher
+        targets = dispatcher.retained_targets(topic) if retain else dispatcher.targets(topic)
         pending = _Pending(message, len(targets))
         sent = len(self.published)
         for target in targets:

@@ -37,8 +37,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Apps in tests leave their lock files there."""
+    """Apps in tests leave their lock files there, and what they have subscribed to."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MQTTAPI_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         patch.setenv("MQTTAPI_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         yield
 

@@ -61,7 +61,7 @@ async def test_a_dead_letter_reaches_its_topic(mosquitto: Mosquitto, tmp_path: P
         assert (about["mqttapi-topic"], about["mqttapi-error"], about["mqttapi-attempts"]) == ("s/1", "ValueError", "2")
         await eventually(lambda: app.stats.routes["r"].dead_lettered == 1)
     assert seen == ["x", "x"]
-    assert not list(tmp_path.iterdir())
+    assert Spool(state_dir("dead", tmp_path)).letters() == []
 
 
 async def test_a_message_is_acknowledged_after_its_dead_letter_is_confirmed(

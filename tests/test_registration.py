@@ -37,9 +37,9 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"workers": 0, "shared": True}, "workers must be a whole number from 1 to 1,000, got 0"),
     ({"workers": True, "shared": True}, "workers must be a whole number from 1 to 1,000, got True"),
-    ({"qos": 3}, "qos must be 0 or 1, got 3"),
-    ({"qos": "1"}, "qos must be 0 or 1, got '1'"),
-    ({"qos": True}, "qos must be 0 or 1, got True"),
+    ({"qos": 3}, "qos must be 0, 1 or 2, got 3"),
+    ({"qos": "1"}, "qos must be 0, 1 or 2, got '1'"),
+    ({"qos": True}, "qos must be 0, 1 or 2, got True"),
     ({"concurrency": 0}, "concurrency must be a whole number from 1 to 65,535, got 0"),
     ({"timeout": 0}, "timeout must be a number of seconds above 0, or None for no limit, got 0"),
     ({"timeout": "1"}, "timeout must be a number of seconds above 0, or None for no limit, got '1'"),
@@ -48,6 +48,28 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
         {"ordered_by": 3},
         "ordered_by must be 'topic', the name of a path parameter, a function of the message or None, got 3",
     ),
+    ({"retained": "none"}, "retained must be 'all', 'new', 'skip' or 'only', got 'none'"),
+    ({"retained": True}, "retained must be 'all', 'new', 'skip' or 'only', got True"),
+    (
+        {"retained": "skip", "options": RouteOptions(retain_as_published=True)},
+        (
+            "retained='skip' with retain_as_published: the flag says then how a message was published, not whether it "
+            "was retained. Leave one of the two out."
+        ),
+    ),
+    (
+        {"overflow": "drop"},
+        "overflow must be 'block', 'drop_oldest', 'drop_newest' or 'latest', got 'drop'",
+    ),
+    (
+        {"overflow": "latest", "ordered_by": None},
+        (
+            "overflow='latest' with ordered_by=None: without keys there is no latest of a key. "
+            "Use 'drop_oldest', or give ordered_by."
+        ),
+    ),
+    ({"isolate": 1}, "isolate must be True or False, got 1"),
+    ({"ack": "late"}, "ack must be 'handled' or 'received', got 'late'"),
     ({"name": ""}, "name must be a text, got ''"),
     ({"where": 3}, "where must map names of path parameters to a pattern or a set of values, got 3"),
     ({"middleware": passing}, f"middleware must be a list, such as [log_it], got {passing!r}"),
@@ -131,8 +153,10 @@ def test_a_middleware_that_is_none_is_refused_where_it_is_added() -> None:
     ("arguments", "text"),
     [
         ({"dispatch": "some"}, "App('x'): dispatch must be 'all' or 'first', got 'some'"),
+        ({"overlap": "link"}, "App('x'): overlap must be 'ids' or 'links', got 'link'"),
+        ({"ack_order": "any"}, "App('x'): ack_order must be 'arrival' or 'completed', got 'any'"),
         ({"session": "long"}, "App('x'): session must be a Session(...) or None, got 'long'"),
-        ({"qos": 7}, "App('x'): qos must be 0 or 1, got 7"),
+        ({"qos": 7}, "App('x'): qos must be 0, 1 or 2, got 7"),
     ],
 )
 def test_wrong_arguments_of_the_app_are_named(arguments: dict[str, Any], text: str) -> None:

@@ -165,6 +165,8 @@ class Settings(BaseSettings):
     """Messages held per link: handlers that have not ended. Announced as Receive Maximum [MQTT5 §3.1.2.11.3]."""
     max_in_flight_bytes: _Size = 32 * 2**20
     """Bytes held per link; at the bound nothing more is read."""
+    max_queued: Annotated[int, Field(ge=1), Rule("a whole number above 0", "messages")] = 1000
+    """Messages of QoS 0 held per route whose `overflow` is not `block`."""
     max_payload: _Size = 2**20
     """Longer payloads are skipped, rejected and acknowledged."""
     max_packet: Annotated[_Size, Field(le=268_435_460), Rule("1-268435460 bytes, such as 16MiB", "bytes")] = 16 * 2**20

@@ -2,7 +2,7 @@
 
 from mqttapi.routing.controllers import Controller, topic
 from mqttapi.routing.destination import Destination
-from mqttapi.routing.options import OnOptions, RouteOptions, SharedOptions, TopicOptions
+from mqttapi.routing.options import OnOptions, Overflow, Retained, RouteOptions, SharedOptions, TopicOptions
 from mqttapi.routing.registry import RouterRegistry
 from mqttapi.routing.retry import Retry
 from mqttapi.routing.route import Declaration, Route
@@ -13,6 +13,8 @@ __all__ = [
     "Declaration",
     "Destination",
     "OnOptions",
+    "Overflow",
+    "Retained",
     "Retry",
     "Route",
     "RouteOptions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection import Depends
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from mqttapi.middleware import MiddlewareLike
     from mqttapi.topics import Constraint
 
-__all__ = ["OnOptions", "RouteOptions", "SharedOptions", "TopicOptions", "check"]
+__all__ = ["OnOptions", "Overflow", "Retained", "RouteOptions", "SharedOptions", "TopicOptions", "check"]
+
+Retained = Literal["all", "new", "skip", "only"]
+"""See `SharedOptions.retained`."""
+Overflow = Literal["block", "drop_oldest", "drop_newest", "latest"]
+"""See `SharedOptions.overflow`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,7 @@ class SharedOptions(TypedDict, total=False):
     What is not given is inherited: from the router, from the router that includes it, from the app.
     """
 
-    qos: Literal[0, 1]
+    qos: Literal[0, 1, 2]
     """The highest quality of service to receive with [MQTT5 §4.3]. Default 1."""
     shared: bool | str
     """Share the messages among workers and replicas [MQTT5 §4.8.2]. True: the group is `MQTT_GROUP_NAME`, else the
@@ -72,6 +77,18 @@ class SharedOptions(TypedDict, total=False):
     """How many messages of the route are handled at once, per worker. Default None: bounded by `max_in_flight`."""
     timeout: float | None
     """Seconds that one attempt may take, default 60. None: no limit but `MQTTAPI_MAX_HOLD`."""
+    retained: Retained
+    """Which retained messages to take: `"all"`, at every connection again; `"new"`, only those that come with the first
+    subscription; `"skip"`, none; `"only"`, and nothing else. Default `"all"`, of shared routes `"skip"`."""
+    overflow: Overflow
+    """What becomes of messages of QoS 0 that come too fast, when the route holds `MQTTAPI_MAX_QUEUED`. `"block"`
+    (default): the link stops to read at `MQTTAPI_MAX_IN_FLIGHT`. `"drop_oldest"`, `"drop_newest"`; `"latest"`: of those
+    that wait, only the newest of each key stays. QoS 1 and 2 are never dropped for lack of room."""
+    isolate: bool
+    """Give the route a connection and a session of its own, so that its slow handlers do not hold up others."""
+    ack: Literal["handled", "received"]
+    """When a message of QoS 1 or 2 is acknowledged: when its handlers have ended (default), or, so far as this route
+    is concerned, at once: what its handler had not finished when the process died is lost."""
     retry: Retry | int | None
     """Whether the handler runs again when it raises: a `Retry(...)`, or how many attempts it has. Default None."""
     dead_letter: str | None
@@ -141,6 +158,26 @@ def check_together(options: Mapping[str, Any], where: str) -> None:
         raise ConfigurationError(
             f"{where}: no_local with shared is a protocol error [MQTT-3.8.3-4]. Leave one of the two out."
         )
+    retained = retained_of(options)
+    if rare.retain_as_published and retained in {"skip", "only"}:
+        raise ConfigurationError(
+            f"{where}: retained={retained!r} with retain_as_published: the flag says then how a message was published, "
+            "not whether it was retained. Leave one of the two out."
+        )
+    if options.get("overflow") == "latest" and options.get("ordered_by", "topic") is None:
+        raise ConfigurationError(
+            f"{where}: overflow='latest' with ordered_by=None: without keys there is no latest of a key. "
+            "Use 'drop_oldest', or give ordered_by."
+        )
+
+
+def retained_of(options: Mapping[str, Any]) -> Retained:
+    """The option, or its default: a group has no retained messages [MQTT5 §4.8.2], though some brokers send them."""
+    if "retained" in options:
+        given: Retained = options["retained"]
+        return given
+    rare: RouteOptions = options.get("options", RouteOptions())
+    return "all" if options.get("shared", False) is False or rare.retain_as_published else "skip"
 
 
 def _nearest(name: str) -> str:
@@ -149,9 +186,7 @@ def _nearest(name: str) -> str:
 
 
 def _qos(value: object) -> str | None:
-    if value == 2 and type(value) is int:
-        return "qos=2 is not supported yet: use qos=1, and make the handler safe to run twice"
-    return None if type(value) is int and value in {0, 1} else f"qos must be 0 or 1, got {value!r}"
+    return None if type(value) is int and value in {0, 1, 2} else f"qos must be 0, 1 or 2, got {value!r}"
 
 
 def _shared(value: object) -> str | None:
@@ -164,6 +199,21 @@ def _shared(value: object) -> str | None:
     except ConfigurationError as error:
         return str(error)
     return None
+
+
+def _choice(name: str, choices: object) -> Callable[[object], str | None]:
+    allowed = get_args(choices)
+
+    def checker(value: object) -> str | None:
+        if isinstance(value, str) and value in allowed:
+            return None
+        return f"{name} must be {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, got {value!r}"
+
+    return checker
+
+
+def _isolate(value: object) -> str | None:
+    return None if isinstance(value, bool) else f"isolate must be True or False, got {value!r}"
 
 
 def _whole(name: str, value: object, low: int, high: int) -> str | None:
@@ -251,17 +301,21 @@ def _missing(value: object) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "ack": _choice("ack", Literal["handled", "received"]),
     "concurrency": _concurrency,
     "dead_letter": _destination("dead_letter"),
     "dependencies": _dependencies,
     "inbox": _inbox,
+    "isolate": _isolate,
     "middleware": _sequence("middleware", "log_it"),
     "missing": _missing,
     "name": _name,
     "options": _options,
     "ordered_by": _ordered_by,
+    "overflow": _choice("overflow", Overflow),
     "publish_to": _destination("publish_to"),
     "qos": _qos,
+    "retained": _choice("retained", Retained),
     "retry": _retry,
     "shared": _shared,
     "timeout": _timeout,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from mqttapi.routing.options import RouteOptions, inherit
+from mqttapi.routing.options import Overflow, Retained, RouteOptions, inherit
 from mqttapi.topics import join, share
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ class Declaration:
     options: Mapping[str, Any]
     where: Mapping[str, Constraint] = field(default_factory=dict)
     """The constraints of the route itself: each must name a parameter. Those among `options` are inherited."""
+    fallback: bool = False
+    """Whether it is for what no other route matches."""
+    listens: str | None = None
+    """What a fallback subscribes to: a template."""
     scopes: tuple[Router, ...] = ()
     """The routers it was declared under, outermost first: their middleware runs around the route's own."""
 
@@ -43,7 +47,11 @@ class Declaration:
         if options.get("name"):
             options["name"] = router.name + options["name"]
         return replace(
-            self, template=join(router.prefix, self.template), options=options, scopes=(router, *self.scopes)
+            self,
+            template=join(router.prefix, self.template),
+            options=options,
+            listens=self.listens and join(router.prefix, self.listens),
+            scopes=(router, *self.scopes),
         )
 
     @property
@@ -74,6 +82,14 @@ class Route:
     publish_to: Destination | None
     missing: object
     inbox: Inbox | None
+    retained: Retained
+    overflow: Overflow
+    isolate: bool
+    ack: Literal["handled", "received"]
+    fallback: bool
+    """Whether it is for what no other route matches; its template is the scope then."""
+    listens: tuple[str, ...]
+    """What to subscribe to, without groups: the filters of the template, but for a fallback's."""
     options: RouteOptions
 
     def group(self, default: str) -> str | None:
@@ -84,7 +100,7 @@ class Route:
 
     def filters(self, default_group: str) -> tuple[str, ...]:
         """What to subscribe to, `$share/<group>/` included."""
-        return tuple(share(self.group(default_group), text) for text in self.template.filters)
+        return tuple(share(self.group(default_group), text) for text in self.listens)
 
     @property
     def source(self) -> str:

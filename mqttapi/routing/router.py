@@ -126,6 +126,41 @@ class Router:
         where = given.pop("where", {})
         self._accept(Declaration(template, declaration.handler, given, where).within(self))
 
+    def fallback(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        filter: str | None = None,
+        **options: Unpack[TopicOptions],
+    ) -> Any:
+        """Let the decorated function handle what arrives below the router's prefix and matches no route.
+
+            @app.fallback
+            async def unknown(message: Message) -> None: ...
+
+        That is what a constraint or a part of a level refuses, and what a former version of the app had subscribed to.
+        It subscribes to nothing, unless `filter` says so. Of several fallbacks the one with the nearest prefix runs.
+
+        Args:
+            function: The handler, where the decorator is written without arguments.
+            filter: What to subscribe to, such as `#`; the router's prefix stands before it.
+            options: See `TopicOptions`.
+
+        Raises:
+            ConfigurationError: As in `topic`, or when there is one already.
+        """
+
+        def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
+            given: dict[str, Any] = dict(options)
+            declaration = Declaration("#", as_handler(handler), given, fallback=True, listens=filter)
+            check(given, declaration.label)
+            self._refuse_beside_group(declaration.label)
+            self._accept(declaration.within(self))
+            return handler
+
+        return decorate if function is None else decorate(function)
+
     def controller(
         self, prefix: str, controller: type | object, *, name: str = "", **options: Unpack[SharedOptions]
     ) -> None:

@@ -10,7 +10,7 @@ from mqttapi.injection.columns import column_converters
 from mqttapi.middleware import Aliases
 from mqttapi.resources.backends import known_types
 from mqttapi.routing.destination import Destination
-from mqttapi.routing.options import RouteOptions, check_together, inherit
+from mqttapi.routing.options import RouteOptions, check_together, inherit, retained_of
 from mqttapi.routing.retry import Retry
 from mqttapi.routing.route import Route, source_of
 from mqttapi.topics import TopicTemplate
@@ -30,6 +30,9 @@ _DEFAULTS: dict[str, Any] = {
     "ordered_by": "topic",
     "concurrency": None,
     "timeout": 60.0,
+    "overflow": "block",
+    "isolate": False,
+    "ack": "handled",
     "retry": None,
     "dead_letter": None,
     "publish_to": None,
@@ -82,6 +85,7 @@ class RouteTable:
         check_together(options, label)
         try:
             template = _template(declaration, options)
+            listens = _listens(declaration, template)
         except ConfigurationError as error:
             raise type(error)(f"{label}: {error}") from None
         order = options["ordered_by"]
@@ -129,6 +133,12 @@ class RouteTable:
                 **sent,
                 missing=options["missing"],
                 inbox=inbox,
+                retained=retained_of(options),
+                overflow=options["overflow"],
+                isolate=options["isolate"],
+                ack=options["ack"],
+                fallback=declaration.fallback,
+                listens=listens,
                 options=options["options"],
             )
         )
@@ -159,8 +169,14 @@ class RouteTable:
 
     def _refuse_twice(self, declaration: Declaration, template: TopicTemplate, options: Mapping[str, Any]) -> None:
         for route in self.routes:
+            if declaration.fallback and route.fallback and route.template.filters == template.filters:
+                raise ConfigurationError(
+                    f"{declaration.label}: there is already a fallback for {template.filters[0]!r}, called "
+                    f"{route.name!r} ({route.source}): only one could have a message"
+                )
             if (
-                route.handler == declaration.handler
+                route.fallback == declaration.fallback
+                and route.handler == declaration.handler
                 and route.template.filters == template.filters
                 and route.shared == options["shared"]
             ):
@@ -195,3 +211,9 @@ def _template(declaration: Declaration, options: Mapping[str, Any]) -> TopicTemp
         names = TopicTemplate(text, converters=converters).names
         where = {**{name: inherited[name] for name in names if name in inherited}, **where}
     return TopicTemplate(text, where=where, converters=converters)
+
+
+def _listens(declaration: Declaration, template: TopicTemplate) -> tuple[str, ...]:
+    if not declaration.fallback:
+        return template.filters
+    return () if declaration.listens is None else TopicTemplate(declaration.listens).filters

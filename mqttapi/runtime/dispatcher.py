@@ -1,24 +1,28 @@
 """From a message to the routes it is for: each of them once, whatever the broker does with overlapping filters.
 
 With MQTT 5 a broker says for which subscription a copy was sent [MQTT5 §3.3.2.3.8], so that two routes whose filters
-overlap get one copy each. The identifier of a subscription is computed from its filter: it stays the same over
-versions of the app, because messages that wait in a session carry the identifiers of the version that subscribed.
+overlap get one copy each. Where it does not say so, no two filters on one link overlap (see `runtime.links`), and a
+link's copy is for all routes of the link that match.
+
+A copy that no subscription of this version explains was asked for by a former one, whose messages waited in the
+session. It goes to every route that matches: twice is allowed there, lost is not.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from mqttapi.errors import ConfigurationError
+from mqttapi.runtime.links import subscription_id
 from mqttapi.topics import TopicCache, TopicTree, split_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Hashable, Sequence
 
     from mqttapi.runtime.lanes import Runner, Target
+    from mqttapi.runtime.links import Subscribed
 
-__all__ = ["ANY", "Dispatcher", "subscription_id"]
+__all__ = ["ANY", "IGNORED", "Dispatcher"]
 
 ANY: Final[tuple[int, ...]] = ()
 """In place of subscription identifiers: the message came without one."""
@@ -27,81 +31,150 @@ CACHED_TOPICS = 65_536
 """Topics whose targets are remembered, per generation."""
 
 
-class _Match(NamedTuple):
+class _Ignored(tuple["Target", ...]):
+    __slots__ = ()
+
+
+IGNORED: Final[tuple[Target, ...]] = _Ignored()
+"""No targets, and that is right: the routes that match get copies of their own, or do not want this one."""
+
+
+class _Hit(NamedTuple):
+    """A subscription whose filter matches, and one of its routes."""
+
     number: int
     runner: Runner
-    values: tuple[object, ...]
-
-
-def subscription_id(filter: str) -> int:
-    """The identifier of a subscription: 1 to 2^28, from the full filter, `$share/<group>/` included."""
-    digest = hashlib.blake2b(filter.encode(), digest_size=4).digest()
-    return 1 + int.from_bytes(digest, "big") % 0x0FFF_FFFF
+    own: bool
+    """Whether it is subscribed to on this link."""
 
 
 class Dispatcher:
-    """Finds the targets of a message.
+    """Finds the targets of the messages of one link.
 
     Args:
-        subscriptions: Per full filter (`$share/<group>/` included) the runners that it serves.
+        subscribed: All subscriptions of the app.
+        own: Those that this link serves; None: all.
+        by_id: Whether the broker was asked to say for which subscription a copy is sent.
         mode: `all`: every route that matches. `first`: of those, the one that was registered first.
+        fallbacks: Routes for what matches no other.
 
     Raises:
-        ConfigurationError: When two filters have the same identifier.
+        ConfigurationError: Two filters have the same identifier.
     """
 
-    def __init__(self, subscriptions: Mapping[str, Iterable[Runner]], *, mode: Literal["all", "first"] = "all") -> None:
+    def __init__(
+        self,
+        subscribed: Sequence[Subscribed],
+        own: Sequence[Subscribed] | None = None,
+        *,
+        by_id: bool = True,
+        mode: Literal["all", "first"] = "all",
+        fallbacks: Sequence[Runner] = (),
+    ) -> None:
+        self.strays = 0
+        """Messages that no subscription of this version explains."""
+        self.on_left_behind: Callable[[str, int], None] | None = None
+        """Called with a topic and the identifier of a subscription that this link does not have."""
+        self.filters: dict[int, str] = {}
+        """The app's filters by their identifiers."""
+        self.runners = {runner for each in subscribed for runner in each.runners} | {*fallbacks}
+        """Every route that a message may be for."""
+        self._by_id = by_id
         self._mode = mode
-        self._tree: TopicTree[tuple[int, Runner]] = TopicTree()
-        self._ids: dict[int, str] = {}
-        self._cache: TopicCache[dict[tuple[int, ...], tuple[Target, ...]]] = TopicCache(CACHED_TOPICS)
-        for full, runners in subscriptions.items():
-            number = subscription_id(full)
-            if self._ids.setdefault(number, full) != full:
+        self._fallbacks = sorted(fallbacks, key=lambda runner: runner.route.template.specificity)
+        self._tree: TopicTree[_Hit] = TopicTree()
+        self._cache: TopicCache[dict[Hashable, tuple[Target, ...]]] = TopicCache(CACHED_TOPICS)
+        served = {each.key for each in (subscribed if own is None else own)}
+        self.own = [each for each in subscribed if each.key in served]
+        """What this link serves."""
+        self._own_numbers = {subscription_id(each.filter) for each in self.own}
+        for each in subscribed:
+            number = subscription_id(each.filter)
+            if self.filters.setdefault(number, each.filter) != each.filter:
                 raise ConfigurationError(
-                    f"the filters {full!r} and {self._ids[number]!r} have the same subscription identifier "
+                    f"the filters {each.filter!r} and {self.filters[number]!r} have the same subscription identifier "
                     f"({number}): rename the group of one of them"
                 )
-            for runner in runners:
-                self._tree.add(split_share(full)[1], (number, runner))
+            for runner in each.runners:
+                self._tree.add(split_share(each.filter)[1], _Hit(number, runner, each.key in served))
 
     def targets(self, topic: str, ids: tuple[int, ...] = ANY) -> tuple[Target, ...]:
-        """What a message is for: the targets of its subscriptions, or with `ANY` of every route that matches.
-
-        Identifiers none of which is ours, or whose filters do not match the topic, count as `ANY`: a message twice is
-        allowed there, a message lost is not.
-        """
+        """What a message is for; empty: for nobody, where `IGNORED` means that this is as it should be."""
         known = self._cache.hot.get(topic)
+        if known is not None:
+            found = known.get(ids)
+            if found is not None:
+                return found
+        return self._look_up(ids, topic, ids, retain=False)
+
+    def retained_targets(self, topic: str, ids: tuple[int, ...] = ANY) -> tuple[Target, ...]:
+        """The same for a message with the retain flag."""
+        return self._look_up((ids, "retain"), topic, ids, retain=True)
+
+    def _look_up(self, key: Hashable, topic: str, ids: tuple[int, ...], *, retain: bool) -> tuple[Target, ...]:
+        known = self._cache.get(topic)
         if known is None:
-            known = self._cache.get(topic)
-            if known is None:
-                known = {}
-                self._cache.put(topic, known)
-        found = known.get(ids)
-        if found is None:
-            found = known[ids] = self._find(topic, ids)
+            known = {}
+            self._cache.put(topic, known)
+        found = known.get(key)
+        if found is not None:
+            return found
+        hits = self._tree.match(topic)
+        sent_for = self._sent_for(hits, ids)
+        found = self._find(topic, hits, sent_for, retain=retain)
+        if sent_for:
+            known[key] = found
+        else:
+            self.strays += 1  # not remembered, so that each is counted
+        if self.on_left_behind is not None:
+            for number in ids:
+                if number not in self._own_numbers:
+                    self.on_left_behind(topic, number)
         return found
 
-    def knows(self, number: int) -> bool:
-        """Whether the identifier is one of ours."""
-        return number in self._ids
+    def _sent_for(self, hits: Sequence[_Hit], ids: tuple[int, ...]) -> list[_Hit]:
+        """The subscriptions that a copy was sent for, as far as can be told."""
+        own = [hit for hit in hits if hit.own]
+        if not ids:
+            return own
+        # One that has moved to another link since: what waits in this session waits nowhere else.
+        named = [hit for hit in hits if hit.number in ids and (hit.own or hit.number not in self._own_numbers)]
+        return named if self._by_id else list(dict.fromkeys(own + named))
 
-    def _find(self, topic: str, ids: tuple[int, ...]) -> tuple[Target, ...]:
-        matches = self._matches(topic)
-        wanted = [match for match in matches if match.number in ids] or matches
-        if self._mode == "first" and matches:
-            winner = matches[0].runner
-            wanted = [match for match in wanted if match.runner is winner]
-        values = {match.runner: match.values for match in wanted}
-        chosen = sorted(values, key=lambda runner: runner.route.template.specificity)
-        return tuple(runner.target(topic, values[runner]) for runner in chosen)
-
-    def _matches(self, topic: str) -> list[_Match]:
-        """Every runner that the topic is for, in order of registration, once for each of its subscriptions."""
+    def _find(self, topic: str, hits: Sequence[_Hit], sent_for: Sequence[_Hit], *, retain: bool) -> tuple[Target, ...]:
         levels = topic.split("/")
-        found = []
-        for number, runner in self._tree.match(topic):
-            values = runner.route.template.values(levels, topic)
+        matching: list[tuple[_Hit, tuple[object, ...]]] = []
+        for hit in hits:
+            route = hit.runner.route
+            values = None if route.fallback else route.template.values(levels, topic)
             if values is not None:
-                found.append(_Match(number, runner, values))
-        return sorted(found, key=lambda match: match.runner.index)
+                matching.append((hit, values))
+        if not matching:
+            return self._unrouted(topic, hits, sent_for)
+        unwanted = "skip" if retain else "only"
+        chosen = {
+            hit.runner: values
+            for hit, values in matching
+            if (not sent_for or hit in sent_for) and hit.runner.route.retained != unwanted
+        }
+        if self._mode == "first":
+            able = [hit.runner for hit, _ in matching if hit.runner.route.retained != unwanted]
+            first = min(able, key=lambda runner: runner.index, default=None)
+            chosen = {runner: values for runner, values in chosen.items() if runner is first}
+        if not chosen:
+            return IGNORED
+        order = sorted(chosen, key=lambda runner: (runner.route.template.specificity, runner.index))
+        return tuple(runner.target(topic, chosen[runner]) for runner in order)
+
+    def _unrouted(self, topic: str, hits: Sequence[_Hit], sent_for: Sequence[_Hit]) -> tuple[Target, ...]:
+        """The fallback for a topic that no route matches: once, for the copy of one of its subscriptions."""
+        for runner in self._fallbacks:
+            template = runner.route.template
+            values = () if template.text == "#" else template.match(topic)  # even what begins with '$'
+            if values is None:
+                continue
+            numbers = [hit.number for hit in hits if hit.runner is runner] or [hit.number for hit in hits]
+            if sent_for and min(numbers) not in {hit.number for hit in sent_for}:
+                return IGNORED
+            return (runner.target(topic, values),)
+        return ()

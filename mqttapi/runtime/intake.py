@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+import math
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mqttapi.message import Message, printable
+from mqttapi.runtime.dispatcher import IGNORED
 from mqttapi.runtime.lanes import Run
 from mqttapi.runtime.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection, Container, Sequence
 
     from mqttapi.app import App
     from mqttapi.message import Properties
     from mqttapi.runtime.dispatcher import Dispatcher
-    from mqttapi.runtime.lanes import Workers
+    from mqttapi.runtime.lanes import Runner, Target, Workers
     from mqttapi.runtime.ledger import Entry
     from mqttapi.runtime.outcome import Outcome
 
@@ -24,7 +26,13 @@ __all__ = ["Intake", "Port"]
 
 log = logging.getLogger("mqttapi.link")
 
-_RESUME_AT = 0.75
+HEAD_AGE: Final = 5.0
+"""Seconds after which a message that holds up others is worth a warning."""
+SMALL_WINDOW: Final = 12
+"""Messages that are held when a broker may have reached its own bound: 20 at a mosquitto as it comes."""
+UNMATCHED_PERIOD: Final = 60.0
+"""Seconds between two warnings of messages that no route is for."""
+_RESUME_AT: Final = 0.75
 """Share of the bounds below which reading goes on, so that it does not stop and go for every message."""
 
 
@@ -47,6 +55,7 @@ class Intake:
     Args:
         max_in_flight: Messages in memory before reading stops, 1 to 65,535.
         max_bytes: The same in bytes of topics and payloads.
+        ordered: Whether messages are acknowledged in the order of arrival.
     """
 
     def __init__(
@@ -58,8 +67,10 @@ class Intake:
         *,
         max_in_flight: int,
         max_bytes: int,
+        ordered: bool = True,
     ) -> None:
-        self.ledger = Ledger()
+        self.ledger = Ledger(ordered)
+        self.dispatcher = dispatcher
         self.paused = False
         self.received = 0
         """Messages that came, whatever became of them."""
@@ -73,11 +84,24 @@ class Intake:
         self._port = port
         self._max_in_flight = max_in_flight
         self._max_bytes = max_bytes
-        self._light = 0  # runs of QoS 0 that have not ended, and their bytes: the ledger does not know them
+        self._light = 0  # runs that have not ended and that the ledger does not know, and their bytes
         self._light_bytes = 0
+        self._special = any(runner.queue is not None or runner.route.ack == "received" for runner in dispatcher.runners)
+        self._settled: Container[Runner] = ()  # whose subscriptions are not new on this connection
+        self._mqtt5 = True
         self._flushing = False
+        self._yielding = False
+        self._unmatched_told = (-math.inf, 0)
+        self._received_before = 0
+        self._warned_of: Entry | None = None
         self._loop = asyncio.get_running_loop()
-        self.on_unmatched: Callable[[Message], None] | None = None
+
+    @property
+    def unknown_ids(self) -> int:
+        """Messages that no subscription of this version explains; they went to every route that matches."""
+        return self.dispatcher.strays
+
+    # -- what the link tells ------------------------------------------------------------------------------------
 
     def receive(
         self, topic: str, payload: bytes, qos: int, retain: bool, dup: bool, packet_id: int, properties: Properties
@@ -90,22 +114,25 @@ class Intake:
             if entry is None:
                 self._flush_soon()
                 return
-        targets = self._targets(topic, properties.subscription_ids)
+        ids = properties.subscription_ids
+        targets = self._retained(topic, ids, dup) if retain else self._targets(topic, ids)
         message = Message(topic, payload, qos, retain, dup, packet_id, properties)
         if not targets:
-            self._unmatched(message, entry)
+            self._end_unhandled(message, entry, unmatched=targets is not IGNORED)
             return
-        submit, app = self._workers.submit, self._app
-        if entry is not None:
-            entry.pending = len(targets)
+        if self._special:
+            self._submit_each(message, targets, entry)
         else:
-            self._light += len(targets)
-            self._light_bytes += len(targets) * len(payload)
-        for target in targets:
-            submit(Run(message, target, app, self, entry))
+            submit, app = self._workers.submit, self._app
+            if entry is not None:
+                entry.pending = len(targets)
+            else:
+                self._light += len(targets)
+                self._light_bytes += len(targets) * len(payload)
+            for target in targets:
+                submit(Run(message, target, app, self, entry))
         if not self.paused and not self._has_room(1.0):
-            self.paused = True
-            self._port.pause()
+            self._pause()
 
     def refuse(self, topic: str, packet_id: int, qos: int, reason: str) -> None:
         """Count, log and acknowledge what is no message for us: its topic is not UTF-8, its payload is too long, say."""
@@ -121,14 +148,34 @@ class Intake:
                 self.ledger.finish(entry)
             self._flush_soon()
 
-    def connected(self, session_present: bool, *, mqtt5: bool) -> None:
-        """A new connection stands, nothing has been read from it."""
+    def connected(self, session_present: bool, *, mqtt5: bool, first: bool = True, known: Collection[str] = ()) -> None:
+        """A new connection stands, nothing has been read from it.
+
+        Args:
+            session_present: What the CONNACK said.
+            mqtt5: Whether the connection speaks MQTT 5; else 3.1.1.
+            first: Whether no subscription of this link has stood before.
+            known: The filters that a former process may have left in the session.
+        """
         self.ledger.connected(session_present, mqtt5=mqtt5)
+        self._mqtt5 = mqtt5
+        if session_present and mqtt5:
+            self._settled = ()  # Retain Handling sees to it: what comes was new, and has not reached us before
+        elif not first:
+            self._settled = EVERYTHING
+        elif session_present:
+            self._settled = {r for each in self.dispatcher.own if each.filter in known for r in each.runners}
+        else:
+            self._settled = ()
 
     def disconnected(self) -> None:
         """The connection is gone; what runs goes on."""
         self.ledger.disconnected()
         self.paused = False
+
+    def batch_begin(self) -> None:
+        """The messages of one read follow."""
+        self.ledger.now = self._loop.time()
 
     def batch_end(self) -> None:
         """The messages of one read are in."""
@@ -138,6 +185,8 @@ class Intake:
         """PUBREL came."""
         self.ledger.release(packet_id)
         self._flush_soon()
+
+    # -- what the workers tell ----------------------------------------------------------------------------------
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         """See `Origin`."""
@@ -153,26 +202,114 @@ class Intake:
         if not self._flushing:
             self._flush_soon()
 
-    def _unmatched(self, message: Message, entry: Entry | None) -> None:
-        self.unmatched += 1
-        if entry is not None:
-            self.ledger.finish(entry)
-            self._flush_soon()
-        if self.on_unmatched is not None:
-            self.on_unmatched(message)
-
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self.flush)
-
     def flush(self) -> None:
         """Write every acknowledgement that is due, in one write, and read again where there is room."""
         self._flushing = False
         acknowledgements = self.ledger.take()
         if acknowledgements:
             self._port.write(acknowledgements)
-        if self.paused and self._has_room(_RESUME_AT):
+        if self.paused:
+            self._resume()
+
+    # -- what is rare -------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Warn of a message that holds up all others. To be called about once a second."""
+        head, now = self.ledger.head(), self._loop.time()
+        quiet = self.received == self._received_before
+        self._received_before = self.received
+        if head is None or now - head.arrived < HEAD_AGE or head is self._warned_of:
+            return
+        # Few brokers let a window of thousands be: one that has sent a dozen and falls silent may be at its own bound.
+        if self.ledger.held > 0.8 * self._max_in_flight or (quiet and self.ledger.held > SMALL_WINDOW):
+            self._warned_of = head
+            log.warning(
+                "%s has been handling a message on %s for %.0f s: %d others wait for it to be acknowledged, and the "
+                "broker may send nothing more. Give the route a shorter timeout, or isolate=True",
+                ", ".join(run.route.name for run in self._workers.waiting() if run.ticket is head) or "a route",
+                printable(head.topic),
+                now - head.arrived,
+                self.ledger.held - 1,
+            )
+
+    def _submit_each(self, message: Message, targets: Sequence[Target], entry: Entry | None) -> None:
+        """Submit where a route may drop, or has its messages acknowledged as they come."""
+        waits = False
+        if entry is not None:
+            entry.pending = 0
+        for target in targets:
+            runner = target.runner
+            if entry is None and runner.queue is not None:
+                runner.queue.take(Run(message, target, self._app, runner.queue, None), self._workers)
+                waits = waits or runner.queue.full
+                continue
+            if entry is not None and runner.route.ack == "handled":
+                entry.pending += 1
+                ticket = entry
+            else:
+                self._light += 1
+                self._light_bytes += len(message.payload)
+                ticket = None
+            self._workers.submit(Run(message, target, self._app, self, ticket))
+        if entry is not None and not entry.pending:
+            self.ledger.finish(entry)
+            self._flush_soon()
+        if waits and self._workers.ready and not self._yielding:
+            # What is ready is not too much: let it begin before the next message finds the queue full.
+            self._yielding = True
+            self._loop.call_soon(self._after_turn)
+            if not self.paused:
+                self._pause()
+
+    def _after_turn(self) -> None:
+        if self._workers.ready:
+            self._loop.call_soon(self._after_turn)
+            return
+        self._yielding = False
+        if self.paused:
+            self._resume()
+
+    def _retained(self, topic: str, ids: tuple[int, ...], dup: bool) -> tuple[Target, ...]:
+        """What a message with the retain flag is for. The flag means nothing to those who have it as published."""
+        found = self.dispatcher.retained_targets(topic, ids)
+        if dup:  # sent before, and perhaps lost on the way
+            return found
+        wanted = tuple(target for target in found if not self._is_repeated(target.runner))
+        return wanted or (IGNORED if found else found)
+
+    def _is_repeated(self, runner: Runner) -> bool:
+        route = runner.route
+        as_published = route.options.retain_as_published and self._mqtt5
+        return route.retained == "new" and not as_published and runner in self._settled
+
+    def _end_unhandled(self, message: Message, entry: Entry | None, *, unmatched: bool) -> None:
+        if entry is not None:
+            self.ledger.finish(entry)
+            self._flush_soon()
+        if not unmatched:
+            return
+        self.unmatched += 1
+        last, before = self._unmatched_told
+        now = self._loop.time()
+        if now - last >= UNMATCHED_PERIOD:
+            self._unmatched_told = (now, self.unmatched)
+            log.warning(
+                "no route is for a message on %s, as for %d before: acknowledged and dropped",
+                printable(message.topic),
+                self.unmatched - before - 1,
+            )
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def _pause(self) -> None:
+        self.paused = True
+        self._port.pause()
+
+    def _resume(self) -> None:
+        if not self._yielding and self._has_room(_RESUME_AT):
             self.paused = False
             self._port.resume()
 
@@ -182,3 +319,11 @@ class Intake:
             self.ledger.held + self._light < self._max_in_flight * share
             and self.ledger.held_bytes + self._light_bytes < self._max_bytes * share
         )
+
+
+class _Everything:
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+EVERYTHING: Final = _Everything()

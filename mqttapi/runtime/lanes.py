@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mqttapi.message import Message
     from mqttapi.middleware import Endpoint
     from mqttapi.routing import Route
+    from mqttapi.runtime.overflow import Queue
 
 __all__ = ["HandlerTimeout", "Lane", "Origin", "Run", "Runner", "Target", "Workers", "attempt_error"]
 
@@ -47,8 +48,12 @@ _OVERDUE = -1.0
 """In place of a deadline: it has passed, and the task was cancelled."""
 
 
-COUNTED = ("done", "dropped", "rejected", "failed", "retried", "dead_lettered", "spooled", "replies_failed")
-"""What is counted per route: how runs ended, then what happened on the way."""
+COUNTED = (
+    *("done", "dropped", "rejected", "failed"),
+    *("retried", "dead_lettered", "spooled", "replies_failed"),
+    "overflowed",
+)
+"""What is counted per route: how runs ended, what happened on the way, and what never began."""
 
 Again: TypeAlias = "Callable[[Run, BaseException], Awaitable[object]]"
 """Runs a route again that has raised an exception; gives what it returns in the end, or raises what it raises."""
@@ -83,16 +88,25 @@ class Runner:
         "lanes",
         "limit",
         "order",
+        "queue",
         "route",
         "running",
         "timeout",
     )
 
-    def __init__(self, route: Route, endpoint: Endpoint, index: int = 0, again: Again | None = None) -> None:
+    def __init__(
+        self,
+        route: Route,
+        endpoint: Endpoint,
+        index: int = 0,
+        again: Again | None = None,
+        queue: Queue | None = None,
+    ) -> None:
         self.route = route
         self.index = index  # in the order of registration
         self.counts = dict.fromkeys(COUNTED, 0)
-        self.endpoint = endpoint
+        self.endpoint = endpoint if queue is None else queue.around(endpoint)
+        self.queue = queue  # where messages of QoS 0 may be dropped
         self.again = again  # where it is not within the endpoint: what to do when that raises
         self.timeout = route.timeout
         self.order = route.ordered_by
@@ -239,6 +253,24 @@ class Workers:
             self._ready.append(run)
         else:
             self._admit(run)
+
+    def withdraw(self, run: Run) -> bool:
+        """Take a run back that waits for its route to have room, or in its lane; False: it has begun, or is ready."""
+        lane, runner = run.lane, run.runner
+        if _take_out(runner.backlog, run):
+            if lane is not None and lane.waiting:
+                self._admit(lane.waiting.popleft())
+            elif lane is not None:
+                lane.busy = False
+        elif lane is None or not _take_out(lane.waiting, run):
+            return False
+        self._forget()
+        return True
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are runs that could begin at once."""
+        return bool(self._ready)
 
     def wake(self) -> None:
         """See to it that somebody works on what is ready."""
@@ -448,6 +480,14 @@ class Workers:
         self.outstanding -= 1
         if self._drained is not None and not self._drained.done() and self.outstanding <= self._unreachable():
             self._drained.set_result(None)
+
+
+def _take_out(waiting: deque[Run] | None, run: Run) -> bool:
+    """Remove a run that is most likely the first, if it is there."""
+    if not waiting or not (waiting[0] is run or run in waiting):
+        return False
+    waiting.remove(run)
+    return True
 
 
 @types.coroutine

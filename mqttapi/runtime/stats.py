@@ -32,6 +32,8 @@ class RouteStats:
     """Of these: those that went to the spool on disk."""
     replies_failed: int = 0
     """Answers to a Response Topic that could not be sent."""
+    overflowed: int = 0
+    """Messages of QoS 0 that were dropped unhandled, as `overflow` says."""
     in_flight: int = 0
     """Messages at this moment: waiting for their turn, or being handled."""
 
@@ -46,6 +48,8 @@ class Stats:
     """Messages that came, whatever became of them; of several connections all together, as with what follows."""
     unmatched: int = 0
     """Messages that no route is for."""
+    unknown_ids: int = 0
+    """Messages that no subscription of this version of the app explains: every route that matches got them."""
     refused: int = 0
     """Packets that were no message for us: a topic that is not UTF-8, a payload above `max_payload`."""
     violations: int = 0

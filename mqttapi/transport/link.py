@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mqttapi.config import client_id_warnings
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
-from mqttapi.runtime.dispatcher import subscription_id
+from mqttapi.runtime.links import subscription_id
 from mqttapi.transport.connection import Subscription
 from mqttapi.transport.dialer import TAKEN_OVER, Dialer
 from mqttapi.transport.receiving import receiver_of
@@ -18,26 +17,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mqttapi.runtime.intake import Intake
+    from mqttapi.runtime.links import Subscribed
     from mqttapi.transport.connection import Closed, Connection
     from mqttapi.transport.handshake import Connack, ConnectionOptions
+    from mqttapi.transport.left_behind import LeftBehind
     from mqttapi.transport.receiving import Receiver
 
-__all__ = ["Link", "Subscribed"]
+__all__ = ["Assignment", "Link"]
 
 log = logging.getLogger("mqttapi.link")
 
 _REFUSED = 0x80
 
 
-@dataclass(frozen=True, slots=True)
-class Subscribed:
-    """One filter of a link, `$share/<group>/` included, and the names of the routes it serves."""
+class Assignment(NamedTuple):
+    """What a link is for."""
 
-    filter: str
-    qos: int
-    routes: tuple[str, ...]
-    no_local: bool = False
-    retain_as_published: bool = False
+    subscribed: Sequence[Subscribed]
+    """What to subscribe to."""
+    intake: Intake
+    """Where the messages go."""
+    by_id: bool
+    """Whether they are to say for which subscription they were sent."""
 
 
 class Link:
@@ -45,7 +46,9 @@ class Link:
 
     Args:
         options: Of each connection.
-        subscriptions: What to subscribe to.
+        assign: Called when the first connection stands and nothing has been read: says what the link is for.
+        others_stand: Set when all links of the app are subscribed.
+        left_behind: Of a session that outlives its connections.
         protocol_fallback: Whether 3.1.1 may be tried when the broker does not speak MQTT 5.
         max_payload: Bytes; messages with more are refused.
     """
@@ -53,8 +56,10 @@ class Link:
     def __init__(
         self,
         options: ConnectionOptions,
-        subscriptions: Sequence[Subscribed],
+        assign: Callable[[Connack, ConnectionOptions], Assignment],
         *,
+        others_stand: asyncio.Event,
+        left_behind: LeftBehind | None = None,
         protocol_fallback: bool,
         max_payload: int,
     ) -> None:
@@ -65,8 +70,12 @@ class Link:
         """What is not ready and why; empty when all is well."""
         self.on_change: Callable[[], None] | None = None
         """Called when the subscriptions stand, and when they do no longer."""
-        self._options = options
-        self._subscriptions = subscriptions
+        self.options = options
+        self._assign = assign
+        self._others_stand = others_stand
+        self._left_behind = left_behind
+        self._subscribed: Sequence[Subscribed] = ()
+        self._by_id = False
         self._dialer = Dialer(options, protocol_fallback=protocol_fallback)
         self._max_payload = max_payload
         self._connection: Connection | None = None
@@ -102,32 +111,47 @@ class Link:
             await self._connection.close(session_expiry=session_expiry)
 
     async def _one_connection(self) -> None:
-        assert self.intake is not None  # noqa: S101  set before `run`
         first = not self._dialer.stood
+        leaving: asyncio.Task[None] | None = None
         connection, connack = await self._dialer.open()
         try:
             if self._closing:
                 return
             self._note_connack(connack, connection.options, first=first)
+            if self.intake is None:
+                self._subscribed, self.intake, self._by_id = self._assign(connack, connection.options)
             self._connection = connection
             self._receiver = receiver_of(connection, self.intake, self._max_payload)
-            self.intake.connected(connack.session_present, mqtt5=connection.options.mqtt5)
+            self._begin(self.intake, connack, mqtt5=connection.options.mqtt5)
             self._receiver.start()
             await self._subscribe(connection, connack)
+            if self._left_behind is not None:
+                leaving = asyncio.create_task(self._left_behind.unsubscribe(connection, self._others_stand))
             await asyncio.shield(connection.closed)
         except NotConnected:
             if not connection.closed.done():  # else `_ended` says why there is no SUBACK
                 raise
         finally:
             self._connection = self._receiver = None
-            self.intake.disconnected()
+            if leaving is not None:
+                leaving.cancel()
+            if self.intake is not None:
+                self.intake.disconnected()
             if not connection.closed.done():
                 await connection.close()
             self._dialer.ended(connection.closed.result())
         self._ended(connection.closed.result())
 
+    def _begin(self, intake: Intake, connack: Connack, *, mqtt5: bool) -> None:
+        """Tell those who keep books of a session, before anything is read or sent."""
+        known: frozenset[str] = frozenset()
+        if self._left_behind is not None:
+            filters = [each.filter for each in self._subscribed]
+            known = self._left_behind.begin(filters, session_present=connack.session_present)
+        intake.connected(connack.session_present, mqtt5=mqtt5, first=not self.ready.done(), known=known)
+
     def _note_connack(self, connack: Connack, options: ConnectionOptions, *, first: bool) -> None:
-        if first and options.protocol != self._options.protocol:
+        if first and options.protocol != self.options.protocol:
             log.warning(
                 "%s does not speak MQTT 5: going on with MQTT 3.1.1. MQTT_PROTOCOL=3.1.1 says so from the start",
                 options.where,
@@ -152,7 +176,7 @@ class Link:
 
     def _ended(self, closed: Closed) -> None:
         """Say why a connection is no more; raises where another client has taken our place."""
-        name = self._options.client_id
+        name = self.options.client_id
         if closed.reason_code == TAKEN_OVER:
             raise ConnectionRefused(
                 f"client id {name!r} was taken over by another client: every process needs an id of its own. "
@@ -188,22 +212,28 @@ class Link:
     async def _subscribe(self, connection: Connection, connack: Connack) -> None:
         options = connection.options
         self._refuse_missing_features(connack, options)
-        with_ids = connack.subscription_ids_available
+        if self._by_id and not connack.subscription_ids_available:
+            log.warning(
+                "%s no longer says for which subscription it sends a message: where filters overlap, routes may run "
+                "twice until the app is started again",
+                options.where,
+            )
         wanted = [
             Subscription(
                 each.filter,
                 each.qos,
                 no_local=each.no_local,
                 retain_as_published=each.retain_as_published,
-                id=subscription_id(each.filter) if with_ids else None,
+                retain_handling=self._retain_handling(each),
+                id=subscription_id(each.filter) if self._by_id and connack.subscription_ids_available else None,
             )
-            for each in self._subscriptions
+            for each in self._subscribed
         ]
         codes = await connection.subscribe_all(wanted) if wanted else []
-        for each, code in zip(self._subscriptions, codes, strict=True):
+        for each, code in zip(self._subscribed, codes, strict=True):
             if code >= _REFUSED:
                 raise ConnectionRefused(
-                    f"the broker refuses the subscription {each.filter!r} of {', '.join(each.routes)}: "
+                    f"the broker refuses the subscription {each.filter!r} of {each.routes}: "
                     f"reason code 0x{code:02X}. Check the broker's access list",
                     reason_code=code,
                 )
@@ -211,7 +241,7 @@ class Link:
                 log.warning(
                     "the broker grants %s (%s) QoS %d only, asked for %d",
                     each.filter,
-                    ", ".join(each.routes),
+                    each.routes,
                     code,
                     each.qos,
                 )
@@ -222,17 +252,26 @@ class Link:
             self.ready.set_result(None)
         self._becomes("")
 
+    def _retain_handling(self, subscribed: Subscribed) -> Literal[0, 1, 2]:
+        """[MQTT5 §3.8.3.1]; the retain flag of what comes is looked at as well, see `Intake`."""
+        match subscribed.retained:
+            case "skip":
+                return 2
+            case "new":
+                return 2 if self.ready.done() else 1  # a session that was lost is new to the broker, not to the app
+            case _:
+                return 0
+
     def _refuse_missing_features(self, connack: Connack, options: ConnectionOptions) -> None:
-        for each in self._subscriptions:
-            shared = each.filter.startswith("$share/")
-            if shared and not connack.shared_available:
+        for each in self._subscribed:
+            if each.shared and not connack.shared_available:
                 missing, code = "shared subscriptions", 0x9E
             elif not connack.wildcard_available and ("+" in each.filter or "#" in each.filter):
                 missing, code = "wildcards in subscriptions", 0xA2
             else:
                 continue
             raise ConnectionRefused(
-                f"{options.where} does not support {missing}, which {', '.join(each.routes)} needs ({each.filter!r})",
+                f"{options.where} does not support {missing}, which {each.routes} needs ({each.filter!r})",
                 reason_code=code,
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mqttapi.errors import ConfigurationError
 from mqttapi.message import NO_PROPERTIES, Properties
 from mqttapi.transport.connection import internals_available
 from mqttapi.transport.packets import PUBREL, MalformedPacket, Refused, Splitter
@@ -34,10 +35,20 @@ class Receiver(Protocol):
 
 
 def receiver_of(connection: Connection, intake: Intake, max_payload: int) -> Receiver:
-    """The fast path, or the plain one, with a warning, where the installed paho-mqtt lacks what the fast one needs."""
+    """The fast path, or the plain one, with a warning, where the installed paho-mqtt lacks what the fast one needs.
+
+    Raises:
+        ConfigurationError: The plain one would have to serve a route of QoS 2.
+    """
     missing = internals_available()
     if not missing:
         return SplittingReceiver(connection, intake, max_payload)
+    exactly_once = [each.routes for each in intake.dispatcher.own if each.qos == 2]
+    if exactly_once:
+        raise ConfigurationError(
+            f"qos=2 of {', '.join(exactly_once)}: the installed paho-mqtt has no {', '.join(missing)}, and without "
+            "these it sends PUBREC before a handler has run. Install paho-mqtt 2.2, or use qos=1"
+        )
     log.warning("paho-mqtt has no %s: messages are read by paho, many times slower", ", ".join(missing))
     return PlainReceiver(connection, intake)
 
@@ -79,6 +90,7 @@ class SplittingReceiver:
             self._connection.connection_lost()
 
     def _walk(self, data: bytes | None) -> None:
+        self._intake.batch_begin()
         try:
             if data is None:
                 self._splitter.resume()
@@ -119,6 +131,7 @@ class PlainReceiver:
         except UnicodeDecodeError:
             self._intake.refuse(str(received._topic), received.mid, received.qos, "its topic is not UTF-8")
             return
+        self._intake.batch_begin()
         self._intake.receive(
             topic,
             bytes(received.payload),

@@ -1,0 +1,226 @@
+"""`Consumer`: all links of an app that runs. Which ones there are, the first connection decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from mqttapi.config import client_id_warnings, state_dir
+from mqttapi.config.record import Record
+from mqttapi.runtime.intake import Intake
+from mqttapi.runtime.links import LinkPlan, overlapping_routes, plan
+from mqttapi.transport.left_behind import LeftBehind
+from mqttapi.transport.link import Assignment, Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mqttapi.service import Service
+    from mqttapi.transport.handshake import Connack, ConnectionOptions
+
+__all__ = ["Consumer"]
+
+log = logging.getLogger("mqttapi.link")
+
+_SUFFIXES: Final = r"-l[0-9]+|-i[0-9a-f]{6}"
+"""What `runtime.links` adds to a client id."""
+_PAIRS_SHOWN: Final = 100
+
+
+class Consumer:
+    """Starts the links, tells how they are, and drains them.
+
+    The first link connects alone. Its CONNACK says whether the broker tells for which subscription a copy was sent; one
+    link is enough then, but for isolated routes. Else the filters are spread over links on none of which two overlap.
+    Client ids are `<id>`, `<id>-l1` and so on, and `<id>-i<hash of the filters>` for an isolated route.
+
+    A client id that a former version had and this one has not is connected as well, without subscriptions: what waits in
+    its session is handled, and at the end the session is closed.
+
+    Args:
+        service: The app that runs.
+        options: Of the first link.
+        protocol_fallback: Whether 3.1.1 may be tried where the broker does not speak MQTT 5.
+        on_change: Called when all links have become ready, or one is no longer.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        options: ConnectionOptions,
+        *,
+        protocol_fallback: bool,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.links: list[Link] = []
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once all links have been subscribed."""
+        self._service = service
+        self._options = options
+        self._fallback = protocol_fallback
+        self._on_change = on_change
+        self._stand = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._by_id = True
+        self._abandoned: list[tuple[Link, LeftBehind]] = []
+
+    @property
+    def intakes(self) -> Sequence[Intake]:
+        """Those of the links that have been connected."""
+        abandoned = [link for link, _ in self._abandoned]
+        return [link.intake for link in (*self.links, *abandoned) if link.intake is not None]
+
+    @property
+    def state(self) -> str:
+        """What is not ready and why; empty when all is well."""
+        states = [(link, link.state) for link in self.links if link.state]
+        if len(self.links) == 1:
+            return states[0][1] if states else ""
+        return "; ".join(f"{link.options.client_id}: {state}" for link, state in states)
+
+    def start(self) -> None:
+        """Connect."""
+        self._add(self._options, self._plan, required=True)
+
+    def watch(self) -> None:
+        """To be called about once a second."""
+        for intake in self.intakes:
+            intake.watch()
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def stop_reading(self) -> None:
+        """Take nothing more from the broker, for good."""
+        for link in (*self.links, *(link for link, _ in self._abandoned)):
+            link.stop_reading()
+
+    async def close(self) -> None:
+        """Acknowledge what has been done, and say goodbye."""
+        for intake in self.intakes:
+            intake.flush()
+        ends = [self._end_session(link, left_behind) for link, left_behind in self._abandoned]
+        await asyncio.gather(*(link.close() for link in self.links), *ends)
+
+    async def cancel(self) -> None:
+        """End at once what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end_session(self, link: Link, left_behind: LeftBehind) -> None:
+        stood = not link.state
+        await link.close(session_expiry=0)
+        if stood:
+            left_behind.end()
+
+    # -- the beginning ------------------------------------------------------------------------------------------
+
+    def _plan(self, connack: Connack, options: ConnectionOptions) -> LinkPlan:
+        """Decide on the links, and start the others; gives what the first one is for."""
+        service = self._service
+        self._by_id = service.app.overlap == "ids" and connack.subscription_ids_available
+        first, *others = plan(service.subscribed, by_id=self._by_id)
+        self._tell(others)
+        options = replace(self._options, protocol=options.protocol)
+        for other in others:
+            self._start_other(options, other, required=True)
+        known = {"", *(other.suffix for other in others)}
+        for suffix in self._record(options).siblings(_SUFFIXES) if options.session_expiry else ():
+            if suffix not in known:
+                log.info("connecting %s%s too, which a former version of the app had left", options.client_id, suffix)
+                self._start_other(options, LinkPlan(suffix, ()), required=False)
+        return first
+
+    def _tell(self, others: Sequence[LinkPlan]) -> None:
+        if others:
+            log.info(
+                "%d connections: %s",
+                len(others) + 1,
+                "where filters overlap, the broker does not tell for which one it sends a message"
+                if not self._by_id
+                else "isolated routes have their own",
+            )
+        effect = "runs both" if self._service.app.dispatch == "all" else "runs the first"
+        for number, (route, other) in enumerate(overlapping_routes(self._service.subscribed)):
+            if number == _PAIRS_SHOWN:
+                log.info("more routes overlap")
+                return
+            log.info(
+                "%r (%s) and %r (%s) overlap: a message that matches both %s",
+                route.name,
+                route.template.text,
+                other.name,
+                other.template.text,
+                effect,
+            )
+
+    def _start_other(self, options: ConnectionOptions, part: LinkPlan, *, required: bool) -> None:
+        options = replace(options, client_id=options.client_id + part.suffix)
+        for text in client_id_warnings(options.client_id, options.protocol):
+            log.warning("%s", text)
+        self._add(options, lambda *_: part, required=required)
+
+    def _add(
+        self, options: ConnectionOptions, decide: Callable[[Connack, ConnectionOptions], LinkPlan], *, required: bool
+    ) -> None:
+        service, app = self._service, self._service.app
+        left_behind: LeftBehind | None = None
+        if options.session_expiry:
+            left_behind = LeftBehind(self._record(options), former=app.former_filters, groups=service.groups)
+
+        def assign(connack: Connack, opened: ConnectionOptions) -> Assignment:
+            part = decide(connack, opened)
+            own = (*part.subscribed, *part.covered)
+            dispatcher = service.dispatcher_of(own, by_id=self._by_id)
+            if left_behind is not None:
+                dispatcher.on_left_behind = lambda topic, number: left_behind.found(
+                    topic, number, dispatcher.filters.get(number)
+                )
+            intake = Intake(
+                app,
+                dispatcher,
+                service.workers,
+                link,
+                max_in_flight=service.settings.max_in_flight,
+                max_bytes=service.settings.max_in_flight_bytes,
+                ordered=app.ack_order == "arrival",
+            )
+            return Assignment(part.subscribed, intake, self._by_id)
+
+        link = Link(
+            options,
+            assign,
+            others_stand=self._stand,
+            left_behind=left_behind,
+            protocol_fallback=self._fallback and not self.links,
+            max_payload=service.settings.max_payload,
+        )
+        if required:
+            self.links.append(link)
+            link.on_change = self._changed
+        elif left_behind is not None:
+            self._abandoned.append((link, left_behind))
+        name = f"mqttapi[{options.client_id}].link"
+        self._tasks.append(asyncio.create_task(self._run(link, required=required), name=name))
+
+    async def _run(self, link: Link, *, required: bool) -> None:
+        try:
+            await link.run()
+        except Exception as error:  # noqa: BLE001  whoever waits for the service gets it
+            if required:
+                self._service.fail(error)
+            else:
+                log.warning("%s: %s", link.options.client_id, error)
+
+    def _changed(self) -> None:
+        if all(not link.state for link in self.links):
+            self._stand.set()
+            if not self.ready.done():
+                self.ready.set_result(None)
+        self._on_change()
+
+    def _record(self, options: ConnectionOptions) -> Record:
+        directory = state_dir(self._service.app.name, self._service.settings.state_dir)
+        return Record(options.client_id, directory, options.broker.address)
