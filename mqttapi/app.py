@@ -40,6 +40,7 @@ __all__ = ["App", "State"]
 
 log = logging.getLogger("mqttapi")
 
+T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
@@ -169,8 +170,11 @@ class App:
             ConfigurationError: When one of its modules cannot be imported, or has no `router`.
         """
         if self._discover is not None:
-            for router in RouterRegistry(self._discover).discover().values():
-                self.include_router(router)
+            for module, router in RouterRegistry(self._discover).discover().items():
+                try:
+                    self.include_router(router)
+                except ConfigurationError as error:
+                    raise ConfigurationError(f"the router of {module!r}: {error}") from None
             self._discover = None
 
     def topic(self, template: str, /, **options: Unpack[TopicOptions]) -> Callable[[F], F]:
@@ -330,6 +334,24 @@ class App:
             )
         self.resources[resource.kind] = resource
         return function
+
+    def opened(self, kind: type[T]) -> T:
+        """A resource while the app runs, by its type, for what gets no arguments: the lifespan, hooks, other tasks.
+
+            async with app.opened(AsyncEngine).begin() as connection: ...
+
+        Redis (`redis.asyncio.Redis`) and the database (`AsyncEngine`) are there from before the lifespan until after it.
+
+        Raises:
+            ConfigurationError: When the app does not run, has no such resource, or Redis' or the database's URL is wrong.
+        """
+        if self._service is None:
+            raise ConfigurationError(f"opened({kind.__name__}): the app is not running")
+        opened = self._service.opened
+        found: T | None = opened[kind] if kind in opened else self._service.backends.make(kind)
+        if found is None:
+            raise ConfigurationError(f"opened({kind.__name__}): the app has opened no {kind.__name__}")
+        return found
 
     def on_connect(self, function: F) -> F:
         """Call the decorated `async def f()` or `async def f(app)` each time the app is connected and subscribed.

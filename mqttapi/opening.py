@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.injection import Depends
-from mqttapi.injection.overrides import override
+from mqttapi.injection.overrides import is_factory, override
 from mqttapi.injection.sources import Resource
 from mqttapi.publisher import Publisher
 from mqttapi.resources.backends import Backends, known_types
@@ -38,8 +38,10 @@ class Opening:
         """Redis and the engine, where somebody asks for them and the app has none of its own."""
         from mqttapi.app import App
 
-        own = self._app.resources.keys() | self._app.dependency_overrides.keys()
+        overrides: Any = self._app.dependency_overrides
+        own = self._app.resources.keys() | overrides.keys()
         opened = await self._backends.open(each for each in self._asked if each[1].type not in own)
+        opened |= {kind: thing for kind, thing in overrides.items() if not is_factory(thing)}
         return {App: self._app, Publisher: self._app.publisher, Backends: self._backends, **opened}
 
     async def resources(self, stack: AsyncExitStack, opened: dict[type, Any]) -> None:
@@ -58,7 +60,7 @@ class Opening:
         inboxes = [(route.name, route.inbox) for route in self._app.routes if route.inbox is not None]
         lifetimes = {name: inbox.lifetime(session_expiry, name) for name, inbox in inboxes}
         opened[relay] = await self._backends.start_relay(
-            self._app.dependency_overrides.get(engine, opened.get(engine)),  # type: ignore[arg-type]  # by its type
+            opened[engine],
             self._app.publisher,
             {name: seconds for name, seconds in lifetimes.items() if seconds is not None},
         )

@@ -8,7 +8,7 @@ import contextvars
 import logging
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.config import (
     ClientLock,
@@ -66,6 +66,8 @@ log = logging.getLogger("mqttapi")
 
 _STARTING: Final = "the app is starting"
 _STOPPING: Final = "the app is stopping"
+_LEAST_GRACE: Final = 1.0
+"""Seconds for the end of the lifespan, where the messages have used up the grace."""
 
 
 class Stopped(Exception):
@@ -87,6 +89,8 @@ class Service:
         """Done when the app was told to stop."""
         self.runners: Sequence[Runner] = ()
         self.group = self.settings.group_name or app.name
+        self.opened: dict[type, Any] = {}
+        """What is open, by type."""
         self.backends = Backends(self.settings, redis_optional=app.redis == "optional", name=f"mqttapi[{app.name}]")
         self._pauses = pauses
         self._phase = ""  # what it does when that is not its work
@@ -107,7 +111,7 @@ class Service:
                 signatures = [self._signature(route) for route in app.routes]
                 stack.push_async_callback(self.backends.close)
                 opening = Opening(app, self.backends, signatures)
-                opened = await opening.backends()
+                self.opened = opened = await opening.backends()
                 if app.lifespan is not None:
                     await stack.enter_async_context(app.lifespan(app))
                 await opening.resources(stack, opened)
@@ -270,6 +274,7 @@ class Service:
                 await stack.enter_async_context(lock)
                 await stack.enter_async_context(publishing.running())
                 stack.push_async_exit(self._confirm)
+                limit = await stack.enter_async_context(self._ends_in_time())
                 await stack.enter_async_context(self.started(publishing))
             hooks = Hooks(self.app)
             stack.push_async_callback(hooks.stop)
@@ -291,6 +296,7 @@ class Service:
                 yield
                 lock.draining()
                 await self._drain(consumer, publishing, hooks)
+                limit.reschedule(max(self._deadline, asyncio.get_running_loop().time() + _LEAST_GRACE))
             finally:
                 watchdog.stop()
                 care.cancel()
@@ -355,8 +361,8 @@ class Service:
                 await publishing.flushed()
         except TimeoutError:
             log.warning(
-                "the grace of %g s is over: %d messages are not done and are cancelled, those of QoS 1 and 2 come again; "
-                "%d publishes are not confirmed",
+                "the grace of %g s is over: messages not done: %d (cancelled; those of QoS 1 and 2 come again), "
+                "publishes not confirmed: %d",
                 self.settings.grace,
                 self.workers.outstanding,
                 publishing.messages,
@@ -367,6 +373,17 @@ class Service:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._deadline):
                 await hooks.finished()
+
+    @contextlib.asynccontextmanager
+    async def _ends_in_time(self) -> AsyncIterator[asyncio.Timeout]:
+        """Once it is given a time, the rest of the block is cancelled then; the app ends well nevertheless."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                yield limit
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            log.warning("the end of the lifespan was not done within the grace of %g s: cancelled", self.settings.grace)
 
     async def _confirm(self, kind: type[BaseException] | None, *_: object) -> None:
         """What the end of the lifespan has published goes out as well, unless the app was cut short."""

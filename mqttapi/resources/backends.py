@@ -61,11 +61,11 @@ class Backends:
     """
 
     def __init__(self, settings: Settings, *, redis_optional: bool, name: str) -> None:
+        self.settings = settings
         self.problems: tuple[str, ...] = ()
         """What does not answer, one line each; looked at every few seconds."""
         self.relay: Relay | None = None
         """Of the outbox, if the app has one."""
-        self._settings = settings
         self._redis_optional = redis_optional
         self._name = name
         self._redis: Redis | None = None
@@ -84,13 +84,13 @@ class Backends:
                 if self._redis is None:
                     from mqttapi.resources.redis import open_redis
 
-                    self._redis = open_redis(self._settings)
+                    self._redis = open_redis(self.settings)
                 return self._redis
             case "engine":
                 if self._engine is None:
                     from mqttapi.resources.sql import open_database
 
-                    self._engine = open_database(self._settings)
+                    self._engine = open_database(self.settings)
                 return self._engine
         return None
 
@@ -108,7 +108,7 @@ class Backends:
         opened = {kind: made for kind, made in known.items() if not isinstance(made, str)}
         for owner, resource in asked:
             kind = resource.type
-            no_url = known.get(kind) == "redis" and self._settings.redis_url is None
+            no_url = known.get(kind) == "redis" and self.settings.redis_url is None
             if known.get(kind) in {"redis", "engine"} and kind not in opened and not (resource.optional and no_url):
                 try:
                     opened[kind] = self.make(kind)

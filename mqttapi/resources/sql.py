@@ -84,6 +84,8 @@ def open_database(settings: Settings) -> AsyncEngine:
     """
     try:
         url = _url(settings.database_url.get_secret_value() if settings.database_url else DEFAULT_URL)
+        if not url.get_dialect().is_async:
+            raise ArgumentError(f"{url.drivername} blocks; use sqlite+aiosqlite or postgresql+asyncpg")
         engine = create_async_engine(
             url,
             hide_parameters=True,  # errors end up in logs, and values may be secrets
@@ -94,7 +96,7 @@ def open_database(settings: Settings) -> AsyncEngine:
             pool_pre_ping=url.get_backend_name() != "sqlite",
             connect_args=_connect_args(url, settings.database_timeout),
         )
-    except (ArgumentError, InvalidRequestError, NoSuchModuleError) as error:
+    except (ArgumentError, InvalidRequestError, NoSuchModuleError, ValueError) as error:
         problem = f"DATABASE_URL: {str(error).partition(chr(10))[0]}"
     except ModuleNotFoundError as error:
         problem = f"DATABASE_URL needs the package {error.name}: pip install {_package(error.name)}"
