@@ -146,7 +146,7 @@ def test_the_decorator_gives_back_the_function_unchanged() -> None:
 
 def test_a_middleware_that_is_none_is_refused_where_it_is_added() -> None:
     with pytest.raises(ConfigurationError, match="Middleware is 'async def mw"):
-        App().add_middleware(3)
+        App().add_middleware(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mqttapi.cli.messages import pub, sub
 from mqttapi.cli.options import Debug
 from mqttapi.cli.routes import routes
 from mqttapi.cli.run import run
+from mqttapi.cli.scaffold import make, new
 
 __all__ = ["program"]
 
@@ -42,6 +43,6 @@ def _everywhere(
     pass
 
 
-for _command in (run, dev, routes, pub, sub):
+for _command in (run, dev, routes, pub, sub, new, make):
     program.command()(_command)
 program.add_typer(dead, name="dead")

@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.cli.problems import TAKEN_OVER, tell
 from mqttapi.cli.tied import spawn
@@ -135,9 +135,25 @@ def _changes(directory: Path | None, stop: threading.Event) -> Iterator[list[str
 
     for changes in watchfiles.watch(
         directory,
-        watch_filter=watchfiles.PythonFilter(extra_extensions=(".env",)),
+        watch_filter=_concerns_the_program(),
         stop_event=stop,
         rust_timeout=int(_TICK * 1000),
         yield_on_timeout=True,
     ):
         yield sorted({os.path.relpath(path, directory) for _, path in changes})
+
+
+def _concerns_the_program() -> Callable[[Any, str], bool]:
+    """Python and `.env` files, and packages: of a directory that comes or goes as a whole its files are not told."""
+    from watchfiles import Change, DefaultFilter, PythonFilter
+
+    is_source, is_visible = PythonFilter(extra_extensions=(".env",)), DefaultFilter()
+
+    def concerns(change: Change, path: str) -> bool:
+        if is_source(change, path):
+            return True
+        if change is Change.modified or not is_visible(change, path) or not Path(path).name.isidentifier():
+            return False
+        return change is Change.deleted or any(Path(path).rglob("*.py"))
+
+    return concerns

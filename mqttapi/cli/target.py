@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_TARGETS", "load"]
 
 DEFAULT_TARGETS: Final = ("main:app", "app:app")
+DISCOVERED: Final = "app.routers"
 
 
 def load(target: str | None, *, app_dir: Path, factory: bool = False) -> App:
     """Import what `target` names. `app_dir` becomes the first place to import from.
 
     Args:
-        target: `module:attribute`; None: the first of `DEFAULT_TARGETS` that is there.
+        target: `module:attribute`; None: the first of `DEFAULT_TARGETS` that is there, else an app of the routers in
+            the package `DISCOVERED`.
         app_dir: Where the user's modules are.
         factory: The attribute is a function without arguments that makes the App.
 
@@ -45,7 +48,29 @@ def load(target: str | None, *, app_dir: Path, factory: bool = False) -> App:
             if error.__cause__ is not None:
                 raise
             tried.append(f"{candidate} ({error.reason})")
-    raise ConfigurationError(f"no app found; tried {' and '.join(tried)}; name yours: mqttapi run module:app")
+    if (app_dir / "app" / "routers").is_dir():
+        return _discovered(app_dir)
+    tried.append("the routers of app/routers (there is no such directory)")
+    raise ConfigurationError(f"no app found; tried {', '.join(tried)}; name yours: mqttapi run module:app")
+
+
+def _discovered(app_dir: Path) -> App:
+    """An app of the routers that are there, called as their project."""
+    from mqttapi.app import App
+
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", app_dir.resolve().name).strip("-")
+    return _with_routers(DISCOVERED, App(name or None, discover=DISCOVERED))
+
+
+def _with_routers(target: str, app: App) -> App:
+    """The app with what it discovers."""
+    try:
+        app.load()
+    except ConfigurationError as error:
+        if error.__cause__ is None:
+            raise
+        raise TargetError(target, str(error)) from error.__cause__
+    return app
 
 
 def _import_from(directory: Path) -> None:
@@ -58,7 +83,7 @@ def _load(target: str, factory: bool) -> App:
     name, attribute = _split(target)
     module = _import(target, name)
     found = _get(target, module, attribute)
-    return _make(target, found) if factory else _checked(target, found)
+    return _with_routers(target, _make(target, found) if factory else _checked(target, found))
 
 
 def _split(target: str) -> tuple[str, str]:

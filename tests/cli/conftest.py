@@ -132,8 +132,9 @@ def in_process(
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "MQTT" not in name})
     known = set(sys.modules)
     yield InProcess(tmp_path, capsys)
-    for name in {"main", "other", "helper", "app"} & (set(sys.modules) - known):
-        del sys.modules[name]
+    for name in set(sys.modules) - known:
+        if name.partition(".")[0] in {"main", "other", "helper", "app"}:
+            del sys.modules[name]
     importlib.invalidate_caches()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -80,3 +81,63 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+ROUTER = """\
+from mqttapi import Router
+
+router = Router()
+
+@router.topic("TOPIC")
+async def handler() -> None: ...
+"""
+
+DISCOVERING = """\
+import contextlib
+from mqttapi import App
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    print("routes", sorted(route.template.text for route in app.routes), flush=True)
+    yield
+
+app = App("plant", discover="app.routers", lifespan=lifespan)
+"""
+
+
+def test_new_changed_and_removed_router_modules_are_picked_up(
+    mqttapi: CommandLine, shared_mosquitto: Mosquitto
+) -> None:
+    mqttapi.write("main.py", DISCOVERING)
+    mqttapi.write("app/routers/a.py", ROUTER.replace("TOPIC", "a"))
+    command = mqttapi.start("run", "--reload", "--broker", shared_mosquitto.url)
+    command.wait_for("routes ['a']")
+    command.wait_for("connected to")
+    new = mqttapi.write("app/routers/deep/b.py", ROUTER.replace("TOPIC", "b"))
+    command.wait_for("routes ['a', 'b']")
+    command.wait_for("connected to", times=2)
+    mqttapi.write("app/routers/a.py", ROUTER.replace("TOPIC", "changed"))
+    command.wait_for("routes ['b', 'changed']")
+    command.wait_for("connected to", times=3)
+    new.unlink()
+    command.wait_for("routes ['changed']")
+    command.wait_for("connected to", times=4)
+    assert command.stop() == 0
+
+
+def test_a_package_that_comes_or_goes_as_a_whole_is_picked_up(
+    mqttapi: CommandLine, shared_mosquitto: Mosquitto
+) -> None:
+    mqttapi.write("main.py", DISCOVERING)
+    mqttapi.write("app/routers/a.py", ROUTER.replace("TOPIC", "a"))
+    package = mqttapi.write("aside/b/c.py", ROUTER.replace("TOPIC", "b")).parent
+    command = mqttapi.start("run", "--reload", "--broker", shared_mosquitto.url)
+    command.wait_for("routes ['a']")
+    command.wait_for("connected to")
+    package = package.rename(mqttapi.directory / "app/routers/b")
+    command.wait_for("routes ['a', 'b']")
+    command.wait_for("connected to", times=2)
+    shutil.rmtree(package)
+    command.wait_for("routes ['a']", times=2)
+    command.wait_for("connected to", times=3)
+    assert command.stop() == 0

@@ -79,8 +79,9 @@ def test_without_a_target_it_says_what_it_tried(in_process: InProcess) -> None:
     in_process.write("main.py", "api = 1\n")
     assert _error(in_process) == [
         (
-            "mqttapi: no app found; tried main:app ('main' has no 'app', and no App under another name) and app:app "
-            "(there is no module 'app' in DIR); name yours: mqttapi run module:app"
+            "mqttapi: no app found; tried main:app ('main' has no 'app', and no App under another name), app:app "
+            "(there is no module 'app' in DIR), the routers of app/routers (there is no such directory); "
+            "name yours: mqttapi run module:app"
         )
     ]
 
@@ -160,3 +161,50 @@ def test_a_wrong_registration_is_told_with_its_place_and_without_a_traceback(in_
     lines = _error(in_process, "main:app")
     assert lines[0].startswith("mqttapi: DIR/main.py:6: f() on 'a/#/b': ")
     assert "Traceback" not in "\n".join(lines)
+
+
+ROUTER = """\
+from mqttapi import Router
+
+router = Router()
+
+@router.topic("TOPIC")
+async def handler() -> None: ...
+"""
+
+
+def test_without_a_target_and_an_app_the_routers_of_app_routers_are_found(in_process: InProcess) -> None:
+    in_process.write("app/routers/devices.py", ROUTER.replace("TOPIC", "devices/<id>"))
+    in_process.write("app/routers/admin/users.py", ROUTER.replace("TOPIC", "users/<id>"))
+    code, out, _ = in_process("routes", "--json")
+    assert code == 0
+    assert [route["template"] for route in json.loads(out)] == ["users/<id>", "devices/<id>"]
+
+
+def test_an_app_comes_before_the_routers_that_could_be_discovered(in_process: InProcess) -> None:
+    in_process.write("app/__init__.py", APP)
+    in_process.write("app/routers/devices.py", ROUTER.replace("TOPIC", "devices/<id>"))
+    assert "devices" not in in_process("routes")[1]
+
+
+@pytest.mark.parametrize("discover", [True, False])
+def test_a_router_module_that_fails_shows_the_users_frames_only(in_process: InProcess, discover: bool) -> None:
+    if discover:
+        in_process.write("main.py", "from mqttapi import App\napp = App(discover='app.routers')\n")
+    in_process.write("app/routers/devices.py", "import json\nvalue = json.loads('{')\n")
+    code, _, lines = in_process("routes")
+    assert code == 2
+    assert [line.strip() for line in lines if line.strip().startswith("File ")] == [
+        'File "DIR/app/routers/devices.py", line 2, in <module>',
+    ]
+    assert lines[-1] == (
+        f"mqttapi: cannot load {'main:app' if discover else 'app.routers'!r}: cannot discover 'app.routers.devices': "
+        "importing it raised JSONDecodeError"
+    )
+
+
+def test_a_wrong_route_of_a_router_module_names_the_module(in_process: InProcess) -> None:
+    in_process.write("app/routers/devices.py", ROUTER.replace("TOPIC", "a/#/b"))
+    code, _, lines = in_process("routes")
+    assert code == 2
+    assert lines[0].startswith("mqttapi: the router of 'app.routers.devices': handler() on 'a/#/b': ")

@@ -237,9 +237,7 @@ def test_a_class_that_makes_no_middleware_is_refused() -> None:
 
     app = App()
     app.middleware_alias("number", Number)
-    assert refusal(lambda: app.on("x", handler, middleware=["number"])).startswith(
-        "handler() on 'x': 'number': <"
-    )
+    assert refusal(lambda: app.on("x", handler, middleware=["number"])).startswith("handler() on 'x': 'number': <")
 
 
 @pytest.mark.parametrize("name", ["", " ", "a:b", "a,b", "a b", 3, None])

@@ -14,6 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from mqttapi import App, ConfigurationError, Context, Controller, Depends, Drop, topic
 from mqttapi.testing import TestClient
 
+
 class BoundDevice(SQLModel, table=True):
     id: int = Field(primary_key=True)
     serial: str = Field(index=True)

@@ -134,7 +134,9 @@ def test_prefixes_are_texts(kind: str, argument: str, value: object) -> None:
         "group": lambda: Router().group(**given).__enter__(),
         "include_router": lambda: Router().include_router(Router(), **given),
     }
-    assert refusal(make[kind]) == f"{kind}(prefix={given.get('prefix', '')!r}): {argument} must be a text, got {value!r}"
+    assert (
+        refusal(make[kind]) == f"{kind}(prefix={given.get('prefix', '')!r}): {argument} must be a text, got {value!r}"
+    )
 
 
 # -- where, patterns, optional parameters, enums
@@ -184,7 +186,9 @@ def test_where_of_a_route_must_name_a_parameter_also_one_of_the_prefix() -> None
     app = App()
     with app.group(prefix="<site>") as group:
         group.on("a", handler, where={"site": {"north"}})
-        assert "'<site>/b' has no parameter 'syte'" in refusal(lambda: group.on("b", handler, where={"syte": {"north"}}))
+        assert "'<site>/b' has no parameter 'syte'" in refusal(
+            lambda: group.on("b", handler, where={"syte": {"north"}})
+        )
     assert app.routes[0].template.match("south/a") is None
 
 

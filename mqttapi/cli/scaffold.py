@@ -1,0 +1,91 @@
+"""`mqttapi new` and `mqttapi make`: files to begin with. What is there already is never written over."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+from mqttapi.cli import templates
+from mqttapi.cli.options import AppDir, Debug
+from mqttapi.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["make", "new"]
+
+Kind = Literal["controller", "middleware", "router", "model"]
+
+_FOLDERS: Final[dict[Kind, str]] = {
+    "controller": "controllers",
+    "middleware": "middleware",
+    "router": "routers",
+    "model": "models",
+}
+_SUFFIXES: Final[dict[Kind, str]] = {"controller": "Controller", "middleware": "Middleware", "router": "", "model": ""}
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The directory to make; '.' is the current one.")],
+    debug: Debug = False,
+) -> None:
+    """Begin a project: app/routers, app/controllers, app/middleware and app/models, found by themselves."""
+    directory = Path(name)
+    title = directory.resolve().name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", title):
+        raise ConfigurationError(f"new: a project's name has letters, digits, '.', '_' and '-', got {title!r}")
+    files = {path: text.replace("NAME", title) for path, text in templates.PROJECT.items()}
+    _write(directory, files, "new")
+    enter = "" if directory.resolve() == Path.cwd() else f"cd {name} && "
+    print(f"begun {title}: {enter}mqttapi dev")
+
+
+def make(
+    kind: Annotated[Kind, typer.Argument(metavar="controller|middleware|router|model", help="What to make.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as Device, or admin/Device for a folder in it.")],
+    app_dir: AppDir = Path(),
+    debug: Debug = False,
+) -> None:
+    """Add a controller, a middleware, a router or a model to a project."""
+    *folders, last = name.replace("\\", "/").split("/")
+    suffix = _SUFFIXES[kind]
+    stem = last.removesuffix(suffix) or last
+    module, cls = _snake(stem), f"{_camel(stem)}{suffix}"
+    for part in (*folders, module, cls):
+        if not part.isidentifier():
+            raise ConfigurationError(
+                f"make {kind}: {name!r} must be made of Python names, such as Device or admin/Device"
+            )
+    package = Path("app", _FOLDERS[kind], *folders)
+    text = templates.PARTS[kind].replace("CLASS", cls).replace("MODULE", module)
+    _write(app_dir, {f"{(package / module).as_posix()}.py": text}, f"make {kind}")
+    for folder in (package, *package.parents[:-1]):
+        (app_dir / folder / "__init__.py").touch()
+
+
+def _write(directory: Path, files: Mapping[str, str], command: str) -> None:
+    """Write all of the files, or none."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigurationError(f"{command}: {str(directory)!r} is no directory")
+    there = [path for path in files if (directory / path).exists()]
+    if there:
+        raise ConfigurationError(
+            f"{command}: {', '.join(there)} {'is' if len(there) == 1 else 'are'} there already in "
+            f"{str(directory)!r}: nothing was written. Move what is there away, or choose another name"
+        )
+    for path, text in files.items():
+        target = directory / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        print(f"wrote {(directory / path).as_posix()}")
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|-", "_", name).lower()
+
+
+def _camel(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in re.split(r"[_-]", name))
