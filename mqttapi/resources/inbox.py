@@ -102,7 +102,7 @@ class Inbox:
 
 
 def _text(key: object) -> str:
-    text = "" if key is None else str(key)
+    text = "" if key is None else key.hex() if isinstance(key, bytes) else str(key)
     if not text:
         raise InvalidParameter("the key for the inbox is empty")
     if len(text) > _LONGEST or "\0" in text:

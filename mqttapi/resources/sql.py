@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator  # noqa: TC003  hints of dependencies are read at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import sqlalchemy.ext.asyncio
@@ -114,6 +115,7 @@ async def check_database(engine: AsyncEngine, seconds: float = START_TIMEOUT) ->
         ResourceUnavailable: When it does not, with its place and the reason, without the password.
     """
     try:
+        _check_directory(engine.url)
         async with asyncio.timeout(seconds), engine.connect() as connection:
             await connection.execution_options(sqlite_begin="DEFERRED")
             await connection.exec_driver_sql("SELECT 1")
@@ -122,6 +124,14 @@ async def check_database(engine: AsyncEngine, seconds: float = START_TIMEOUT) ->
         raise ResourceUnavailable(
             f"the database at {database_place(engine.url)} (DATABASE_URL) is not available: {reason}"
         ) from None
+
+
+def _check_directory(url: URL) -> None:
+    """SQLite says no more than "unable to open database file"."""
+    if url.get_backend_name() == "sqlite" and url.database and not url.database.startswith("file:"):
+        directory = Path(url.database).absolute().parent
+        if not directory.is_dir():
+            raise FileNotFoundError(f"there is no directory {str(directory)!r}")
 
 
 def database_place(url: URL) -> str:

@@ -338,7 +338,7 @@ async def test_a_database_that_cannot_be_opened_is_told_at_start(tmp_path: Path)
 
     with pytest.raises(
         ResourceUnavailable,
-        match=r"the database at .*missing/app\.db \(DATABASE_URL\) is not available: unable to open database file",
+        match=r"the database at .*missing/app\.db \(DATABASE_URL\) is not available: there is no directory '.*missing'",
     ):
         async with TestClient(app):
             pass
