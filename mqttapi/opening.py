@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.injection import Depends
+from mqttapi.injection.methods import Method
 from mqttapi.injection.overrides import is_factory, override
 from mqttapi.injection.sources import Resource
 from mqttapi.publisher import Publisher
+from mqttapi.resources.access import Access
 from mqttapi.resources.backends import Backends, known_types
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from mqttapi.app import App
+    from mqttapi.config import Settings
     from mqttapi.injection import Signature
 
 __all__ = ["Opening"]
@@ -32,7 +35,7 @@ class Opening:
     def __init__(self, app: App, backends: Backends, signatures: Sequence[Signature]) -> None:
         self._app = app
         self._backends = backends
-        self._asked = list(_asked(app, signatures))
+        self._asked = [*_asked(app, signatures), *_at_hand(app, backends.settings)]
 
     async def backends(self) -> dict[type, Any]:
         """Redis and the engine, where somebody asks for them and the app has none of its own."""
@@ -74,3 +77,28 @@ def _asked(app: App, signatures: Sequence[Signature]) -> Iterator[tuple[str, Res
     for resource in app.resources.values():
         for hint in resource.parameters.values():
             yield resource.label, Resource(hint, optional=False)
+
+
+def _at_hand(app: App, settings: Settings) -> Iterator[tuple[str, Resource]]:
+    """What controllers and middleware have as `self.redis` and `self.db`, where it is configured: so the app does not
+    start without it. Elsewhere it is made when it is used; nobody can see beforehand whether it will be."""
+    user = next(_users(app), None)
+    if user is None:
+        return
+    if settings.redis_url is not None:
+        from redis.asyncio import Redis
+
+        yield user, Resource(Redis, optional=False)
+    if settings.database_url is not None:
+        from sqlalchemy.ext.asyncio import AsyncEngine
+
+        yield user, Resource(AsyncEngine, optional=False)
+
+
+def _users(app: App) -> Iterator[str]:
+    for route in app.routes:
+        around, inner = app.table.middleware_of(route)
+        for function in (route.handler, *around, *inner):
+            cls = function.cls if isinstance(function, Method) else type(getattr(function, "__self__", None))
+            if issubclass(cls, Access):
+                yield cls.__name__

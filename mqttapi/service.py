@@ -29,7 +29,6 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import Hooks
 from mqttapi.injection import compile_plan
 from mqttapi.injection.methods import Method
-from mqttapi.injection.overrides import is_factory
 from mqttapi.middleware import compose
 from mqttapi.opening import Opening
 from mqttapi.resources.access import OPENED
@@ -66,8 +65,10 @@ log = logging.getLogger("mqttapi")
 
 _STARTING: Final = "the app is starting"
 _STOPPING: Final = "the app is stopping"
-_LEAST_GRACE: Final = 1.0
-"""Seconds for the end of the lifespan, where the messages have used up the grace."""
+_FOR_MESSAGES: Final = 0.9
+"""Share of the grace after which messages are cancelled: the rest is for connections and the end of the lifespan."""
+_GOODBYE: Final = 2.0
+"""Seconds that a broker has to answer a DISCONNECT, at most."""
 
 
 class Stopped(Exception):
@@ -94,7 +95,7 @@ class Service:
         self.backends = Backends(self.settings, redis_optional=app.redis == "optional", name=f"mqttapi[{app.name}]")
         self._pauses = pauses
         self._phase = ""  # what it does when that is not its work
-        self._deadline = 0.0  # on the loop's clock: when draining has to be over
+        self._deadline = self._end = 0.0  # on the loop's clock: when messages, and when everything has to be done
 
     # -- without a broker -------------------------------------------------------------------------------------------
 
@@ -158,8 +159,8 @@ class Service:
 
     def _make_controllers(self, opened: dict[type, object]) -> None:
         """One object of each controller whose constructor takes nothing, in the context that handlers will run in."""
+        OPENED.set(opened)
         overrides = self.app.dependency_overrides
-        OPENED.set({**opened, **{kind: thing for kind, thing in overrides.items() if not is_factory(thing)}})
         for route in self.app.routes:
             method = route.handler
             if isinstance(method, Method) and method.has_one_object and method.cls not in (opened.keys() | overrides):
@@ -296,7 +297,7 @@ class Service:
                 yield
                 lock.draining()
                 await self._drain(consumer, publishing, hooks)
-                limit.reschedule(max(self._deadline, asyncio.get_running_loop().time() + _LEAST_GRACE))
+                limit.reschedule(self._end - publishing.goodbye)
             finally:
                 watchdog.stop()
                 care.cancel()
@@ -351,7 +352,8 @@ class Service:
     async def _drain(self, consumer: Consumer, publishing: PublishingConnection, hooks: Hooks) -> None:
         """Run what was accepted, confirm what was published, acknowledge, and say goodbye, within `grace` seconds."""
         self._phase = _STOPPING
-        self._deadline = asyncio.get_running_loop().time() + self.settings.grace
+        now, grace = asyncio.get_running_loop().time(), self.settings.grace
+        self._deadline, self._end = now + grace * _FOR_MESSAGES, now + grace
         consumer.stop_reading()
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -361,14 +363,15 @@ class Service:
                 await publishing.flushed()
         except TimeoutError:
             log.warning(
-                "the grace of %g s is over: messages not done: %d (cancelled; those of QoS 1 and 2 come again), "
+                "the grace of %g s is nearly over: messages not done: %d (cancelled; those of QoS 1 and 2 come again), "
                 "publishes not confirmed: %d",
-                self.settings.grace,
+                grace,
                 self.workers.outstanding,
                 publishing.messages,
             )
             await self.workers.stop()
-        await consumer.close()
+        publishing.goodbye = min(_GOODBYE, (self._end - asyncio.get_running_loop().time()) / 3)
+        await consumer.close(timeout=publishing.goodbye)
         hooks.update(connected=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._deadline):
@@ -376,7 +379,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _ends_in_time(self) -> AsyncIterator[asyncio.Timeout]:
-        """Once it is given a time, the rest of the block is cancelled then; the app ends well nevertheless."""
+        """What is given a time is cancelled then; the app ends well nevertheless."""
         try:
             async with asyncio.timeout(None) as limit:
                 yield limit

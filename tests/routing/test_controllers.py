@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 
-from mqttapi import App, ConfigurationError, Context, Controller, Depends, Publisher, Router, topic
+from mqttapi import App, ConfigurationError, Context, Controller, Depends, Middleware, Publisher, Router, topic
+from mqttapi.config import Settings
+from mqttapi.errors import ResourceUnavailable
+from mqttapi.middleware import Endpoint
 from mqttapi.testing import TestClient
+from tests.support.redis import RedisServer
 
 
 def refusal(make: Any) -> str:
@@ -405,3 +410,35 @@ async def test_a_resource_can_be_given_in_a_test() -> None:
     async with TestClient(app) as client:
         await client.publish("a")
     assert app.state.redis == ("a fake", "a fake")
+
+
+async def test_redis_that_is_configured_and_not_there_stops_the_start_of_an_app_with_a_controller() -> None:
+    class Ctl(Controller):
+        async def handle(self) -> None: ...
+
+    app = App(settings=Settings(redis_url="redis://127.0.0.1:1/0"))  # type: ignore[arg-type]
+    app.on("a", Ctl.handle)
+    with pytest.raises(ResourceUnavailable, match=r"Redis at 127\.0\.0\.1:1 .*is not available"):
+        async with TestClient(app):
+            pytest.fail("started")
+
+
+async def test_a_controller_and_a_middleware_use_the_redis_and_the_database_that_are_configured(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    class Counting(Middleware):
+        async def handle(self, context: Context, next_handler: Endpoint) -> Any:
+            context["rows"] = await self.db.query("SELECT :id AS id", id=context["device_id"])
+            return await next_handler(context)
+
+    class Ctl(Controller):
+        async def handle(self, device_id: str, context: Context) -> None:
+            await self.redis.set("last", device_id)
+            context.app.state.seen = (await self.redis.get("last"), context["rows"])
+
+    settings = Settings(redis_url=redis_server.url, database_url=f"sqlite:///{tmp_path}/x.db")  # type: ignore[arg-type]
+    app = App(settings=settings, middleware=[Counting()])
+    app.on("a/<device_id>", Ctl.handle)
+    async with TestClient(app) as client:
+        await client.publish("a/7")
+    assert app.state.seen == (b"7", [{"id": "7"}])
