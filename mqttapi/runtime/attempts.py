@@ -74,6 +74,10 @@ class Attempts:
             while True:
                 held = clock() - began + skipped
                 pause = self._pause(error, attempts, held)
+                if pause is None:
+                    raise error
+                if isinstance(error, RetryLater) and held + pause >= self._max_hold:
+                    raise HeldTooLong(self._too_long(error, held)) from error
                 attempts += not isinstance(error, RetryLater)
                 skipped += await self._wait(run, pause)
                 run.attempt += 1
@@ -85,18 +89,14 @@ class Attempts:
         finally:
             del error  # its traceback knows this frame: nothing should have to wait for the garbage collector
 
-    def _pause(self, error: BaseException, attempts: int, held: float) -> float:
-        """Seconds until the next attempt; where there is none, raises what the message ends with."""
+    def _pause(self, error: BaseException, attempts: int, held: float) -> float | None:
+        """Seconds until the next attempt; None: there is none."""
         if isinstance(error, RetryLater):
-            if held + error.seconds < self._max_hold:
-                return error.seconds
-            raise HeldTooLong(self._too_long(error, held)) from error
+            return error.seconds
         if self._retry is None or not self._retry.applies(error, attempts) or left_thread(error):
-            raise error
+            return None
         pause = self._retry.pause(attempts)
-        if held + pause >= self._max_hold:
-            raise error
-        return pause
+        return pause if held + pause < self._max_hold else None
 
     async def _wait(self, run: Run, pause: float) -> float:
         """Wait; gives the seconds that were left out."""

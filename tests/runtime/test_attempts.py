@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
+import logging
 import threading
 from typing import Any
 
@@ -25,6 +27,9 @@ from mqttapi import (
     RetryLater,
 )
 from mqttapi.config import Settings
+from mqttapi.message import Message
+from mqttapi.runtime.lanes import Run
+from mqttapi.runtime.outcome import Outcome
 from mqttapi.testing import TestClient
 
 RETRIES = Retry(attempts=3, delay=0, jitter=False)
@@ -362,3 +367,41 @@ def test_pauses_grow_to_the_longest_one_and_jitter_takes_half_of_one_at_most(ret
 def test_it_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Retry().attempts = 4  # type: ignore[misc]
+
+
+# -- memory
+
+
+class Forgetful:
+    """An origin that keeps nothing."""
+
+    def ended(self, run: Run, outcome: Outcome) -> None: ...
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("retry", [None, RETRIES])
+async def test_a_failed_message_does_not_wait_for_the_garbage_collector(retry: Retry | None, around: bool) -> None:
+    """An exception knows the frames it went through: where one of them knows the exception, payloads would pile up."""
+
+    async def passing(context: Context, call_next: Any) -> Any:
+        return await call_next(context)
+
+    app, _ = failing(99, retry=retry)
+    if around:
+        app.add_middleware(passing)
+    async with TestClient(app) as client:
+        service = client._service
+        assert service is not None
+        logging.disable()  # records hold exceptions too
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                (target,) = service.dispatcher.targets("t")
+                service.workers.submit(Run(Message("t"), target, app, Forgetful(), None))
+                service.workers.wake()
+                await service.workers.drain()
+            assert sum(isinstance(each, Run) for each in gc.get_objects()) <= 1  # the worker knows the last one
+        finally:
+            gc.enable()
+            logging.disable(logging.NOTSET)

@@ -266,6 +266,24 @@ async def test_a_handler_that_exits_is_fatal_and_its_message_has_no_outcome(erro
         assert bench.ended_runs == []
 
 
+async def test_behind_a_message_without_an_outcome_its_lane_stands_still_and_drain_does_not_wait_for_it() -> None:
+    seen: list[tuple[str, bytes]] = []
+
+    async def handler(run: Run) -> None:
+        await asyncio.sleep(0)
+        seen.append((run.message.topic, run.message.payload))
+        if run.message.topic == "a":
+            raise SystemExit
+
+    async with Bench(handler, concurrency=1).running() as bench:
+        bench.give(*numbered("a", 2), *numbered("b", 2))
+        await bench.workers.drain()
+        bench.give(*numbered("a", 1))
+        await bench.workers.drain()
+        assert seen == [("a", b"0"), ("b", b"0"), ("b", b"1")]
+        assert [message.topic for message, _ in bench.ended_runs] == ["b", "b"]
+
+
 async def test_a_result_goes_to_finish_and_none_does_not() -> None:
     async def handler(run: Run) -> object:
         return None if run.message.payload == b"0" else "answer"
