@@ -65,9 +65,9 @@ def payload_reader(hint: Hint, default: object = MISSING) -> Callable[[Context],
         return from_wire(bytes(value)) if isinstance(value, bytes | bytearray | memoryview) else from_python(value)
 
     def read(context: Context) -> Any:
-        payload = context.message.payload
+        payload = context.message._payload
         try:
-            if context.replaced_payload:
+            if context._data and context.replaced_payload:
                 return replaced(context.replaced_payload[0])
             return from_wire(payload) if payload else absent()
         except _UNDECODABLE as error:

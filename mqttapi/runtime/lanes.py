@@ -438,7 +438,9 @@ class Workers:
         runner = run.runner
         runner.counts[outcome.kind] += 1
         run.origin.ended(run, outcome)
-        self._forget()
+        self.outstanding -= 1
+        if self._drained is not None:
+            self._note_drained(self._drained)
         if runner.limit is not None:
             self._release(runner)
         lane = run.lane
@@ -478,8 +480,12 @@ class Workers:
 
     def _forget(self) -> None:
         self.outstanding -= 1
-        if self._drained is not None and not self._drained.done() and self.outstanding <= self._unreachable():
-            self._drained.set_result(None)
+        if self._drained is not None:
+            self._note_drained(self._drained)
+
+    def _note_drained(self, drained: asyncio.Future[None]) -> None:
+        if not drained.done() and self.outstanding <= self._unreachable():
+            drained.set_result(None)
 
 
 def _take_out(waiting: deque[Run] | None, run: Run) -> bool:
