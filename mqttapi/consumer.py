@@ -96,12 +96,12 @@ class Consumer:
         for link in (*self.links, *(link for link, _ in self._abandoned)):
             link.stop_reading()
 
-    async def close(self) -> None:
-        """Acknowledge what has been done, and say goodbye."""
+    async def close(self, *, timeout: float) -> None:
+        """Acknowledge what has been done, and say goodbye; brokers have `timeout` seconds to answer."""
         for intake in self.intakes:
             intake.flush()
-        ends = [self._end_session(link, left_behind) for link, left_behind in self._abandoned]
-        await asyncio.gather(*(link.close() for link in self.links), *ends)
+        ends = [self._end_session(link, left_behind, timeout) for link, left_behind in self._abandoned]
+        await asyncio.gather(*(link.close(timeout=timeout) for link in self.links), *ends)
 
     async def cancel(self) -> None:
         """End at once what still runs."""
@@ -109,9 +109,9 @@ class Consumer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _end_session(self, link: Link, left_behind: LeftBehind) -> None:
+    async def _end_session(self, link: Link, left_behind: LeftBehind, timeout: float) -> None:
         stood = not link.state
-        await link.close(session_expiry=0)
+        await link.close(session_expiry=0, timeout=timeout)
         if stood:
             left_behind.end()
 

@@ -9,10 +9,11 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mqttapi.config import ClientIdInUse
-from mqttapi.errors import BrokerError, ConnectionRefused, HandlerStuck
+from mqttapi.errors import ConnectionRefused, HandlerStuck, MQTTAPIError
 from mqttapi.service import Service, Stopped
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ log = logging.getLogger("mqttapi")
 EXIT_FAILED: Final = 1
 EXIT_TAKEN_OVER: Final = 3
 _TAKEN_OVER: Final = 0x8E
+_HANDLER_THREAD: Final = "AnyIO worker thread"  # in which plain functions run
+_PATIENCE: Final = 0.2  # seconds for threads that have nothing to do any more
 
 
 async def serve(app: App, broker: str | None, *, whole_program: bool = False) -> None:
@@ -67,7 +70,7 @@ def _tune_garbage_collector() -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
-def exit_code(error: BrokerError) -> int:
+def exit_code(error: MQTTAPIError) -> int:
     """3 where another app has the client id: starting again would only take it away from that one."""
     taken = isinstance(error, ConnectionRefused) and error.reason_code == _TAKEN_OVER
     return EXIT_TAKEN_OVER if taken or isinstance(error, ClientIdInUse) else EXIT_FAILED
@@ -81,17 +84,27 @@ def run(app: App, broker: str | None) -> None:
         factory: Any = uvloop.new_event_loop
     except ImportError:
         factory = None
+    code = 0
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(serve(app, broker, whole_program=True))
-    except (ClientIdInUse, ConnectionRefused) as error:
+    except (ClientIdInUse, ConnectionRefused, HandlerStuck) as error:
         log.error("%s", error)
-        raise SystemExit(exit_code(error)) from None
-    except HandlerStuck as error:
-        log.error("%s", error)
+        code = exit_code(error)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        code = EXIT_FAILED
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, also where the thread of a handler does not end: the interpreter would wait for it."""
+    stuck = [thread for thread in threading.enumerate() if thread.name == _HANDLER_THREAD]
+    deadline = time.monotonic() + _PATIENCE
+    for thread in stuck:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in stuck):
+        log.warning("handlers run on in threads that nothing can stop: leaving them behind")
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(EXIT_FAILED)  # any other way out waits for the thread
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        raise SystemExit(EXIT_FAILED) from None
-    raise SystemExit(0)
+        os._exit(code)
+    raise SystemExit(code)

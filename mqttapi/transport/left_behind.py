@@ -41,6 +41,8 @@ class LeftBehind:
         self._record = record
         self._groups = groups
         self._noted = record.load()
+        self.known = bool(self._noted)
+        """Whether an earlier run of the app has had a session."""
         self._former = frozenset(former)
         self._wanted: frozenset[str] = frozenset()
         self._unwanted: set[str] = set()

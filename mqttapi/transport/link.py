@@ -104,11 +104,11 @@ class Link:
             if not self._closing:
                 await asyncio.sleep(self._dialer.delay())
 
-    async def close(self, session_expiry: int | None = None) -> None:
-        """Write what is due, and DISCONNECT."""
+    async def close(self, session_expiry: int | None = None, *, timeout: float) -> None:
+        """Write what is due, and DISCONNECT; the broker has `timeout` seconds to answer."""
         self._closing = True
         if self._connection is not None:
-            await self._connection.close(session_expiry=session_expiry)
+            await self._connection.close(session_expiry=session_expiry, timeout=timeout)
 
     async def _one_connection(self) -> None:
         first = not self._dialer.stood
@@ -158,7 +158,8 @@ class Link:
             )
             for warning in client_id_warnings(options.client_id, options.protocol):
                 log.warning("%s", warning)
-        if not first and not connack.session_present and not options.clean_start:
+        known = not first or (self._left_behind is not None and self._left_behind.known)
+        if known and not connack.session_present and not options.clean_start:
             log.warning(
                 "session lost: %s has forgotten the session of %s; messages that waited there may be lost",
                 options.where,

@@ -92,6 +92,8 @@ class PublishingConnection:
         """Publishes that are not done."""
         self.bytes = 0
         """Their payloads."""
+        self.goodbye = 2.0
+        """Seconds that the broker has to answer the DISCONNECT at the end."""
         self.connection: Connection | None = None
         """The one that stands, if any."""
         self._name = f"{options.client_id}-pub"
@@ -473,19 +475,25 @@ class PublishingConnection:
         self._again.clear()
         lost = [*self._unwritten, *(entry for entry in self._batch if not entry.packet_id)]
         self._unwritten, self._batch, self._batch_bytes = [], [], 0
-        for entry in lost:
-            self._fail(entry, NotConnected(f"{_label(entry)}: it was not written: {reason}"))
+        self._give_up(lost, f"it was not written: {reason}")
 
     async def _close(self) -> None:
         if self.connection is not None:
             self._flush()
-            await self.connection.close(session_expiry=0 if self._mqtt5 else None)
+            await self.connection.close(session_expiry=0 if self._mqtt5 else None, timeout=self.goodbye)
         self._disconnected("the app has stopped")
         left = [*self._in_flight.values(), *self._waiting.values()]
         self._in_flight.clear()
         self._waiting.clear()
-        for entry in left:
-            self._fail(entry, NotConnected(f"{_label(entry)}: the app has stopped before the broker confirmed it"))
+        if left:
+            log.warning("publishing: %d publishes were not confirmed before the app has stopped", len(left))
+        self._give_up(left, "the app has stopped before the broker confirmed it")
+
+    def _give_up(self, entries: list[_Entry], reason: str) -> None:
+        for entry in entries:
+            self._fail(entry, NotConnected(f"{_label(entry)}: {reason}"))
+            if not entry.future.cancelled():
+                entry.future.exception()  # who does not wait for it gets no complaint from the garbage collector
 
 
 def _label(entry: _Entry) -> str:

@@ -1,0 +1,96 @@
+"""`App(credentials=…)` is asked at every connect, by both connections."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from mqttapi import App, ConfigurationError, ConnectionRefused
+from mqttapi.config import Settings
+from mqttapi.transport import dialer
+from tests.support.fake_broker import FakeBroker
+from tests.support.mosquitto import Mosquitto
+from tests.support.packets import PacketType
+from tests.support.waiting import eventually
+
+
+def new_app(credentials: Any) -> App:
+    app = App("secret", settings=Settings(instance="test", grace=5.0), credentials=credentials)
+
+    @app.topic("s/<id>")
+    async def handle() -> None: ...
+
+    return app
+
+
+async def test_a_password_that_changes_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialer, "MAX_DELAY", 0.01)
+    with Mosquitto(users={"ada": "one"}) as broker:
+
+        async def credentials() -> tuple[str, str]:
+            return "ada", (broker.users or {})["ada"]
+
+        app = new_app(credentials)
+        async with app.running(broker=broker.url):
+            broker.users = {"ada": "two"}
+            broker.restart()
+            await eventually(lambda: app.readiness)
+            await eventually(lambda: not app.readiness, what=lambda: str(app.readiness))
+            await app.publish("a", "b")
+
+
+async def test_both_connections_ask(fake_broker: FakeBroker) -> None:
+    asked = 0
+
+    async def credentials() -> tuple[str, str]:
+        nonlocal asked
+        asked += 1
+        return "ada", f"token {asked}"
+
+    app = new_app(credentials)
+    async with app.running(broker=fake_broker.url):
+        await app.publish("a", "b")
+        passwords = {packet.connect.password for packet in fake_broker.packets(PacketType.CONNECT)}
+    assert passwords == {b"token 1", b"token 2"}
+
+
+async def test_credentials_that_fail_are_asked_for_again_and_no_secret_is_told(
+    fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialer, "MAX_DELAY", 0.01)
+    asked = 0
+
+    async def credentials() -> tuple[str, str]:
+        nonlocal asked
+        asked += 1
+        if asked < 10:
+            raise RuntimeError("hunter2")
+        return "ada", "hunter3"
+
+    app = new_app(credentials)
+    with caplog.at_level(logging.DEBUG):
+        async with app.running(broker=fake_broker.url):
+            await app.publish("a", "b")
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.getMessage() == "credentials: credentials() raised RuntimeError; trying again until it works"
+    assert "hunter" not in caplog.text
+
+
+async def test_wrong_credentials_end_the_start() -> None:
+    async def credentials() -> tuple[str, str]:
+        return "ada", "hunter2"
+
+    with Mosquitto(users={"ada": "one"}) as broker:
+        with pytest.raises(ConnectionRefused, match="0x87") as caught:
+            async with new_app(credentials).running(broker=broker.url):
+                pass
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [("ada", "hunter2"), lambda: ("ada", "hunter2")])
+def test_what_is_no_async_function_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="credentials must be an 'async def' that returns") as caught:
+        App("secret", credentials=wrong)
+    assert "hunter2" not in str(caught.value)

@@ -1,0 +1,159 @@
+"""`@app.on_connect` and `@app.on_disconnect`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from mqttapi import App, ConfigurationError
+from mqttapi.config import Settings
+from mqttapi.hooks import Hooks
+from tests.support.fake_broker import FakeBroker
+from tests.support.packets import PacketType
+from tests.support.waiting import eventually
+
+
+def new_app(name: str = "hooks") -> App:
+    app = App(name, settings=Settings(instance="test", grace=5.0))
+
+    @app.topic("s/<id>")
+    async def handle() -> None: ...
+
+    return app
+
+
+async def test_hooks_follow_the_subscription_and_its_loss(fake_broker: FakeBroker) -> None:
+    app, seen = new_app(), []
+
+    @app.on_connect
+    async def hello() -> None:
+        seen.append("connected")
+        assert fake_broker.packets(PacketType.SUBSCRIBE)
+
+    @app.on_disconnect
+    async def goodbye(app: App) -> None:
+        seen.append(f"{app.name} disconnected")
+
+    async with app.running(broker=fake_broker.url):
+        await eventually(lambda: seen == ["connected"])
+        (await fake_broker.subscribed()).reset()
+        await eventually(lambda: seen == ["connected", "hooks disconnected", "connected"])
+    assert seen == ["connected", "hooks disconnected", "connected", "hooks disconnected"]
+
+
+async def test_hooks_may_publish_even_at_the_end(fake_broker: FakeBroker) -> None:
+    """The publishing connection outlives the link."""
+    app = new_app()
+
+    @app.on_connect
+    async def hello(app: App) -> None:
+        await app.publish("status", "online")
+
+    @app.on_disconnect
+    async def goodbye(app: App) -> None:
+        await app.publish("status", "offline")
+
+    async with app.running(broker=fake_broker.url):
+        await eventually(lambda: fake_broker.packets(PacketType.PUBLISH))
+    assert [packet.publish.payload for packet in fake_broker.packets(PacketType.PUBLISH)] == [b"online", b"offline"]
+
+
+async def test_a_hook_that_fails_is_logged_and_harms_nobody(
+    fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, seen = new_app(), []
+
+    @app.on_connect
+    async def fails() -> None:
+        raise ValueError("no luck")
+
+    @app.on_connect
+    async def works() -> None:
+        seen.append("connected")
+
+    async with app.running(broker=fake_broker.url):
+        await eventually(lambda: seen)
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == "a hook of on_connect failed"
+    assert "no luck" in caplog.text
+
+
+async def test_a_hook_that_hangs_ends_with_the_grace(fake_broker: FakeBroker) -> None:
+    ended: list[bool] = []
+    app = App("hangs", settings=Settings(instance="test", grace=0.05))
+
+    @app.on_connect
+    async def hangs() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(True)
+
+    async with app.running(broker=fake_broker.url):
+        pass
+    assert ended == [True]
+
+
+async def test_a_short_loss_during_a_hook_is_not_told() -> None:
+    """Else hooks of a line that flickers would queue up without end."""
+    app, seen, gate = new_app(), [], asyncio.Event()
+
+    @app.on_connect
+    async def hello() -> None:
+        seen.append("connected")
+        await gate.wait()
+
+    @app.on_disconnect
+    async def goodbye() -> None:
+        seen.append("disconnected")
+
+    hooks = Hooks(app)
+    for connected in (True, False, True, False, True):
+        hooks.update(connected=connected)
+        await asyncio.sleep(0)
+    gate.set()
+    await hooks.finished()
+    assert seen == ["connected"]
+    hooks.update(connected=False)
+    await hooks.finished()
+    assert seen == ["connected", "disconnected"]
+
+
+def plain() -> None: ...
+
+
+async def two(one: object, other: object) -> None: ...
+
+
+async def generator() -> Any:
+    yield
+
+
+FORM = "write @app.on_connect above 'async def hook()' or 'async def hook(app)'"
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (plain, f"@app.on_connect: plain() is not an 'async def': {FORM}"),
+        (generator, f"@app.on_connect: generator() is not an 'async def': {FORM}"),
+        (two, f"@app.on_connect: two() takes more than the app: {FORM}"),
+        ("hello", f"@app.on_connect: 'hello' is no function: {FORM}, without parentheses"),
+    ],
+)
+def test_what_is_no_hook_is_refused(function: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        App().on_connect(function)
+    assert str(caught.value) == text
+
+
+async def test_hooks_are_frozen_once_the_app_runs(fake_broker: FakeBroker) -> None:
+    app = new_app()
+    async with app.running(broker=fake_broker.url):
+        with pytest.raises(ConfigurationError, match="hooks are frozen once the app has started"):
+
+            @app.on_disconnect
+            async def late() -> None: ...
