@@ -1,0 +1,251 @@
+"""`RateLimit`: at most so many messages in a period.
+
+Both strategies book a time for each message: `now` where there is room, a later one where it is worth waiting, none
+where it is not. So nothing is ever tried again, and who waits has a place that nobody can take.
+
+- Sliding window: the times of the last `limit` messages are kept, and a message comes a period after the `limit`th
+  before it at the earliest. No period of that length, wherever it begins, has more than `limit`.
+- Token bucket: a bucket holds `burst` tokens and gets `limit` new ones in each period, evenly. One number is kept:
+  when the bucket would be full again (the "generic cell rate algorithm").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
+
+from mqttapi.errors import ConfigurationError, Drop, Reject
+from mqttapi.middleware.base import Middleware
+from mqttapi.middleware.builtin.find import Find, finder, fingerprint
+from mqttapi.middleware.builtin.rules import is_number, require, require_choice
+from mqttapi.middleware.builtin.store import PerRun, Store, patient, scope
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from redis.asyncio import Redis
+
+    from mqttapi.context import Context
+    from mqttapi.injection import Endpoint
+
+__all__ = ["RateLimit"]
+
+LONGEST_WAIT: Final = 5.0
+"""Seconds."""
+LARGEST_WINDOW: Final = 10_000
+"""Messages whose times are kept, per key."""
+MOST_KEYS: Final = 100_000
+"""Keys in the memory of a process; beyond that the oldest are forgotten."""
+
+# Times are those of Redis, in microseconds: the clocks of the processes may differ. What is booked for later than
+# anybody would wait was booked before the clock was set back.
+_PRELUDE: Final = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local limit, period, patience, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local at = now
+"""
+_WINDOW_SCRIPT: Final = (
+    _PRELUDE
+    + """
+local newest = tonumber(redis.call('LINDEX', KEYS[1], 0))
+if newest and newest > now + patience then redis.call('DEL', KEYS[1]) end
+local nth = tonumber(redis.call('LINDEX', KEYS[1], limit - 1))
+if nth and nth + period > now then at = nth + period end
+if at - now > patience then return -1 end
+redis.call('LPUSH', KEYS[1], string.format('%.0f', at))
+redis.call('LTRIM', KEYS[1], 0, limit - 1)
+redis.call('PEXPIRE', KEYS[1], math.ceil((at - now + period) / 1000))
+return at - now
+"""
+)
+_BUCKET_SCRIPT: Final = (
+    _PRELUDE
+    + """
+local step = period / limit
+local full = tonumber(redis.call('GET', KEYS[1])) or now
+if full < now or full > now + burst * step + patience then full = now end
+at = math.max(now, full - (burst - 1) * step)
+if at - now > patience then return -1 end
+redis.call('SET', KEYS[1], string.format('%.0f', full + step), 'PX', math.ceil((full + step - now) / 1000))
+return math.ceil(at - now)
+"""
+)
+
+
+class RateLimit(Middleware):
+    """Lets at most `limit` messages through in a period.
+
+        app.middleware_alias("throttle", RateLimit)
+
+        @app.topic("devices/<device_id>/data", middleware=["throttle:60,1,device_id"])  # each device 60 per minute
+
+    A limiter counts the messages of its route, and each `by` for itself. With a `name` it counts those of all the
+    routes that have a limiter of that name.
+
+    With Redis it is exact across processes, by one atomic script; in memory each process counts for itself.
+
+    Args:
+        limit: Messages, from 1 up; to 10,000 with `sliding_window`.
+        minutes: The period; one minute unless it or `seconds` is given.
+        by: What has a limit of its own: `"topic"`, a path parameter, `"property.tenant"`, a function of the context
+            (see `Find`), or None: all messages together.
+        excess: What becomes of a message too many: `reject` (dead letter), `drop`, or `wait` for its turn, for
+            `max_wait` seconds at most, and be rejected where that is not enough.
+        seconds: The period, in place of `minutes`.
+        strategy: `sliding_window`: never more than `limit` in any period. `token_bucket`: `burst` at once, and `limit`
+            in each period on average.
+        burst: Messages that a bucket lets through at once; `limit` unless given.
+        name: What the routes that count together have in common.
+        store: `redis`, `memory`, a Redis client, or `auto`: Redis where the app has a `REDIS_URL`.
+        max_wait: Seconds, above 0 and to 5. While a message waits, those behind it in its lane do.
+        clock: Seconds, for memory.
+        sleep: Waits.
+
+    Raises:
+        ConfigurationError: When an argument breaks a rule.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        minutes: float | None = None,
+        by: Find | None = "topic",
+        excess: Literal["drop", "reject", "wait"] = "reject",
+        *,
+        seconds: float | None = None,
+        strategy: Literal["sliding_window", "token_bucket"] = "sliding_window",
+        burst: int | None = None,
+        name: str | None = None,
+        store: Store = "auto",
+        max_wait: float = LONGEST_WAIT,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        if minutes is not None and seconds is not None:
+            raise ConfigurationError(f"RateLimit: minutes={minutes!r} and seconds={seconds!r} say the same: give one")
+        self.limit = limit
+        self.period = seconds if seconds is not None else 60.0 * (1 if minutes is None else minutes)
+        self.burst = limit if burst is None else burst
+        self.strategy = strategy
+        self.excess = excess
+        self.patience = max_wait if excess == "wait" else 0.0
+        self._name = name
+        _check(self, max_wait, burst)
+        self._reason = f"more than {limit} messages in {self.period:g} s"
+        self._find = None if by is None else finder(by, "RateLimit")
+        self._sleep = sleep
+        self._limiters: PerRun[_Limiter] = PerRun(
+            self, store, in_memory=lambda: _InMemory(self, clock), in_redis=lambda redis: _InRedis(self, redis)
+        )
+
+    async def handle(self, context: Context, next_handler: Endpoint, /) -> Any:
+        """Let the message through, at once or when it is its turn."""
+        # What came through once need not do so again for its second attempt; but whoever waits spares something that
+        # each attempt uses.
+        if context.attempt == 1 or self.excess == "wait":
+            key = scope(f"rate:{self.strategy}", context, self._name)
+            if self._find is not None:
+                key += fingerprint(self._find(context))
+            wait = await self._limiters.of(context).book(key)
+            if wait is None:
+                raise Drop(self._reason) if self.excess == "drop" else Reject(self._reason)
+            if wait > 0:
+                await self._sleep(wait)
+        return await next_handler(context)
+
+    def __repr__(self) -> str:
+        return f"RateLimit({self.limit}, seconds={self.period:g}, excess={self.excess!r})"
+
+
+class _Limiter(Protocol):
+    async def book(self, key: str) -> float | None:
+        """Seconds until the message may pass; None: it may not, and nothing was booked."""
+        ...
+
+
+S = TypeVar("S")
+
+
+class _Keys(OrderedDict[str, S]):
+    """States by key, bounded: those that were used last are kept."""
+
+    def put(self, key: str, state: S) -> None:
+        self[key] = state
+        self.move_to_end(key)
+        if len(self) > MOST_KEYS:
+            self.popitem(last=False)
+
+
+class _InMemory:
+    def __init__(self, rate: RateLimit, clock: Callable[[], float]) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._times: _Keys[deque[float]] = _Keys()
+        self._full: _Keys[float] = _Keys()
+        self._book = self._in_window if rate.strategy == "sliding_window" else self._from_bucket
+
+    async def book(self, key: str) -> float | None:
+        return self._book(key, self._clock())
+
+    def _in_window(self, key: str, now: float) -> float | None:
+        rate = self._rate
+        times = self._times.get(key)
+        if times is None:
+            _forget(self._times, lambda times: times[-1] + rate.period <= now)
+            times = deque(maxlen=rate.limit)
+        at = now if len(times) < rate.limit else max(now, times[0] + rate.period)
+        if at - now > rate.patience:
+            return None
+        times.append(at)
+        self._times.put(key, times)
+        return at - now
+
+    def _from_bucket(self, key: str, now: float) -> float | None:
+        rate = self._rate
+        full = self._full.get(key)
+        if full is None:
+            _forget(self._full, lambda full: full <= now)
+            full = now
+        step = rate.period / rate.limit
+        full = max(full, now)
+        at = max(now, full - (rate.burst - 1) * step)
+        if at - now > rate.patience:
+            return None
+        self._full.put(key, full + step)
+        return at - now
+
+
+def _forget(states: _Keys[S], over: Callable[[S], bool]) -> None:
+    """Forget two of the oldest keys if nothing depends on them: more than the one that is about to come."""
+    for key in [key for key, _ in zip(states, range(2), strict=False)]:
+        if over(states[key]):
+            del states[key]
+
+
+class _InRedis:
+    def __init__(self, rate: RateLimit, redis: Redis) -> None:
+        self._script = redis.register_script(_WINDOW_SCRIPT if rate.strategy == "sliding_window" else _BUCKET_SCRIPT)
+        self._arguments = [rate.limit, round(rate.period * 1e6), round(rate.patience * 1e6), rate.burst]
+
+    async def book(self, key: str) -> float | None:
+        wait = await patient(lambda: self._script(keys=[key], args=self._arguments))
+        return None if wait < 0 else wait / 1e6
+
+
+def _check(rate: RateLimit, max_wait: object, burst: object) -> None:
+    owner = "RateLimit"
+    require_choice(owner, "excess", rate.excess, ("drop", "reject", "wait"))
+    require_choice(owner, "strategy", rate.strategy, ("sliding_window", "token_bucket"))
+    most = LARGEST_WINDOW if rate.strategy == "sliding_window" else 1_000_000_000
+    require(owner, "limit", rate.limit, lambda n: type(n) is int and 1 <= n <= most, f"a whole number, 1 to {most:,}")
+    require(owner, "the period", rate.period, lambda seconds: is_number(seconds, 1e-3), "at least 0.001 s")
+    require(
+        owner, "max_wait", max_wait, lambda seconds: is_number(seconds, 1e-3, LONGEST_WAIT), "above 0 s and at most 5 s"
+    )
+    if burst is not None:
+        require(owner, "burst", burst, lambda n: type(n) is int and n >= 1, "a whole number from 1 up")
+        if rate.strategy == "sliding_window":
+            raise ConfigurationError(f"{owner}: burst={burst} is for strategy='token_bucket': a window has its limit")

@@ -1,0 +1,38 @@
+"""What the arguments of middleware have to be."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from mqttapi.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+__all__ = ["is_number", "require", "require_choice"]
+
+
+def require(owner: str, what: str, value: object, holds: Callable[[Any], bool], rule: str) -> None:
+    """Refuse a value.
+
+    Raises:
+        ConfigurationError: With the argument, its value and the rule.
+    """
+    if not holds(value):
+        raise ConfigurationError(f"{owner}: {what} must be {rule}, got {value!r}")
+
+
+def require_choice(owner: str, what: str, value: object, choices: Collection[str]) -> None:
+    """Refuse a text that is none of the choices.
+
+    Raises:
+        ConfigurationError: With the choices.
+    """
+    *most, last = map(repr, choices)
+    require(owner, what, value, lambda text: text in choices, f"{', '.join(most)} or {last}")
+
+
+def is_number(value: object, low: float, high: float = math.inf) -> TypeGuard[float]:
+    """Whether it is a number from `low` to `high`, and no infinite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and value < math.inf
