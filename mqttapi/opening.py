@@ -81,7 +81,8 @@ def _asked(app: App, signatures: Sequence[Signature]) -> Iterator[tuple[str, Res
 
 def _at_hand(app: App, settings: Settings) -> Iterator[tuple[str, Resource]]:
     """What controllers and middleware have as `self.redis` and `self.db`, where it is configured: so the app does not
-    start without it. Elsewhere it is made when it is used; nobody can see beforehand whether it will be."""
+    start without it. Elsewhere it is made when it is used; nobody can see beforehand whether it will be.
+    """
     user = next(_users(app), None)
     if user is None:
         return

@@ -416,7 +416,7 @@ async def test_redis_that_is_configured_and_not_there_stops_the_start_of_an_app_
     class Ctl(Controller):
         async def handle(self) -> None: ...
 
-    app = App(settings=Settings(redis_url="redis://127.0.0.1:1/0"))  # type: ignore[arg-type]
+    app = App(settings=Settings(redis_url="redis://127.0.0.1:1/0"))
     app.on("a", Ctl.handle)
     with pytest.raises(ResourceUnavailable, match=r"Redis at 127\.0\.0\.1:1 .*is not available"):
         async with TestClient(app):
@@ -436,7 +436,7 @@ async def test_a_controller_and_a_middleware_use_the_redis_and_the_database_that
             await self.redis.set("last", device_id)
             context.app.state.seen = (await self.redis.get("last"), context["rows"])
 
-    settings = Settings(redis_url=redis_server.url, database_url=f"sqlite:///{tmp_path}/x.db")  # type: ignore[arg-type]
+    settings = Settings(redis_url=redis_server.url, database_url=f"sqlite:///{tmp_path}/x.db")
     app = App(settings=settings, middleware=[Counting()])
     app.on("a/<device_id>", Ctl.handle)
     async with TestClient(app) as client:
