@@ -167,7 +167,7 @@ async def test_the_row_of_the_inbox_is_in_the_handlers_own_transaction(file: Pat
 # -- keys -----------------------------------------------------------------------------------------------------------
 
 
-def of_payload(payload):
+def of_payload(payload):  # type: ignore[no-untyped-def]  # without a hint it is the decoded payload
     return payload["number"]
 
 
@@ -243,7 +243,7 @@ def test_a_key_is_required() -> None:
 
 def test_the_option_is_an_inbox() -> None:
     with pytest.raises(ConfigurationError, match=r"inbox must be an Inbox\(key=...\) or None, got 'id'"):
-        App("a").topic("a", inbox="id")(print)  # type: ignore[typeddict-item]
+        App("a").topic("a", inbox="id")(print)  # type: ignore[arg-type]
 
 
 # -- forgetting -----------------------------------------------------------------------------------------------------
