@@ -26,6 +26,7 @@ log = logging.getLogger("mqttapi")
 EXIT_FAILED: Final = 1
 EXIT_TAKEN_OVER: Final = 3
 _TAKEN_OVER: Final = 0x8E
+_HANG_UP: Final = getattr(signal, "SIGHUP", None)  # not on Windows
 _HANDLER_THREAD: Final = "AnyIO worker thread"  # in which plain functions run
 _PATIENCE: Final = 0.2  # seconds for threads that have nothing to do any more
 
@@ -41,11 +42,11 @@ async def serve(app: App, broker: str | None, *, whole_program: bool = False) ->
         if not service.stopping.done():
             log.info("%s: finishing what was accepted; a second signal stops at once", name)
             service.stopping.set_result(None)
-        elif task is not None:
+        elif task is not None and number != _HANG_UP:
             log.warning("%s again: stopping at once", name)
             task.cancel()
 
-    watched = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    watched = _signals() if threading.current_thread() is threading.main_thread() else ()
     for number in watched:
         loop.add_signal_handler(number, signalled, number)
     try:
@@ -60,6 +61,14 @@ async def serve(app: App, broker: str | None, *, whole_program: bool = False) ->
             loop.remove_signal_handler(number)
     if service.failure.done():
         raise service.failure.result()
+
+
+def _signals() -> tuple[int, ...]:
+    """What asks the app to stop. A hang-up (the terminal or the parent is gone) may come several times, as Linux sends
+    one for each thread of a parent that dies; `nohup` has it ignored."""
+    if _HANG_UP is None or signal.getsignal(_HANG_UP) == signal.SIG_IGN:
+        return (signal.SIGTERM, signal.SIGINT)
+    return (signal.SIGTERM, signal.SIGINT, _HANG_UP)
 
 
 def _tune_garbage_collector() -> None:

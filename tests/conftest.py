@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from mqttapi.topics import converters
 from tests.support.fake_broker import FakeBroker
 from tests.support.mosquitto import Mosquitto
 from tests.support.proxy import Proxy
@@ -42,6 +43,15 @@ def _runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         patch.setenv("MQTTAPI_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         patch.setenv("MQTTAPI_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _converters() -> Iterator[None]:
+    """A converter that a test or an example registers is known to nobody else."""
+    before = dict(converters._registered)
+    yield
+    converters._registered.clear()
+    converters._registered.update(before)
 
 
 @pytest.fixture

@@ -21,19 +21,26 @@ _PR_SET_PDEATHSIG = 1
 
 
 def spawn(
-    command: Sequence[str], *, environment: Mapping[str, str] | None = None, output: IO[bytes] | None = None
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    output: IO[bytes] | None = None,
+    orphaned: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own: the terminal's Ctrl-C reaches only the parent, which decides.
 
-    On Linux the child gets SIGTERM when the thread that started it is no more, so start it from a thread that stays.
-    Elsewhere only an orderly end of the parent takes the child along.
+    On Linux the child gets the signal `orphaned` when the thread that started it is no more, so start it from a thread
+    that stays; it may get it once for each thread of this process. Elsewhere only an orderly end of the parent takes the child along.
 
     Args:
         command: The program, by its full path, and its arguments.
         environment: Variables over those of this process.
         output: Where stdout and stderr go; None: where the parent's go.
+        orphaned: What the child gets when the parent has ended without a word.
     """
-    prefix = [sys.executable, "-I", "-S", __file__, str(os.getpid())] if sys.platform == "linux" else []
+    prefix = (
+        [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(orphaned))] if sys.platform == "linux" else []
+    )
     return subprocess.Popen(
         [*prefix, *command],
         env={**os.environ, **(environment or {})},
@@ -55,13 +62,13 @@ def end(child: subprocess.Popen[bytes], *, patience: float | None) -> int:
         return child.wait()
 
 
-def _become(parent: int, command: Sequence[str]) -> None:
+def _become(parent: int, orphaned: int, command: Sequence[str]) -> None:
     import ctypes
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, orphaned)
     if os.getppid() == parent:  # else it died before it could be noticed
         os.execv(command[0], list(command))
 
 
 if __name__ == "__main__":
-    _become(int(sys.argv[1]), sys.argv[2:])
+    _become(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
