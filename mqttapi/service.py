@@ -346,6 +346,7 @@ class Service:
             maximum_packet=settings.max_packet,
             keepalive=settings.keepalive,
             tls=tls_context(address, settings),
+            ca_file=settings.tls_ca_file,
             credentials=self.app.credentials,
         )
 

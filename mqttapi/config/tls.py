@@ -54,13 +54,13 @@ def broker_warnings(broker: Broker, settings: Settings) -> list[str]:
     return warnings
 
 
-def tls_failure(error: OSError, broker: Broker, settings: Settings) -> str:
-    """What a failed TLS handshake means and what to do about it, in one line."""
+def tls_failure(error: Exception, broker: Broker, ca_file: Path | None) -> str:
+    """What a failed TLS handshake means and what to do about it, in one line; `ca_file` is `MQTT_TLS_CA_FILE`."""
     import ssl
 
     where = f"TLS handshake with {broker.address} failed"
     if isinstance(error, ssl.SSLCertVerificationError):
-        trusted = f"MQTT_TLS_CA_FILE {str(settings.tls_ca_file)!r}" if settings.tls_ca_file else "the system's CAs"
+        trusted = f"MQTT_TLS_CA_FILE {str(ca_file)!r}" if ca_file else "the system's CAs"
         reason = error.verify_message.rstrip(".")
         return f"{where}: {reason} (checked with {trusted}; {broker.source})"
     reason = getattr(error, "reason", None) or ""
@@ -71,7 +71,7 @@ def tls_failure(error: OSError, broker: Broker, settings: Settings) -> str:
         "RECORD_LAYER_FAILURE",
     }:
         return f"{where}: is port {broker.port} a plain listener? ({broker.source})"
-    return f"{where}: {_words(reason) or error.strerror or type(error).__name__} ({broker.source})"
+    return f"{where}: {_words(reason) or getattr(error, 'strerror', None) or type(error).__name__} ({broker.source})"
 
 
 def _trusting(ca_file: Path | None) -> ssl.SSLContext:

@@ -28,6 +28,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from mqttapi.config import tls_failure
 from mqttapi.errors import ConfigurationError, ConnectionRefused, NotConnected
 from mqttapi.transport.credentials import ask
 from mqttapi.transport.handshake import (
@@ -217,11 +218,11 @@ class Connection(aiomqtt.Client):
         self._handle_connack(head)
 
     def _closed_early(self, error: Exception | None) -> Exception:
-        where = self.options.where
+        options = self.options
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             # With TLS 1.3 the server judges our certificate this late.
-            return ConnectionRefused(f"TLS: {where} refuses us: {error.reason}; does it want a certificate?")
-        text = f"{where} closed the connection before its CONNACK{_because(error)}"
+            return ConnectionRefused(tls_failure(error, options.broker, options.ca_file))
+        text = f"{options.where} closed the connection before its CONNACK{_because(error)}"
         return NotConnected(text, closed_before_connack=True)
 
     def _handle_connack(self, packet: bytearray) -> None:

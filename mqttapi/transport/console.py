@@ -114,6 +114,7 @@ def _options(broker: Broker, settings: Settings) -> ConnectionOptions:
         maximum_packet=settings.max_packet,
         keepalive=settings.keepalive,
         tls=tls_context(broker, settings),
+        ca_file=settings.tls_ca_file,
     )
 
 

@@ -17,10 +17,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from mqttapi.config import tls_failure
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from mqttapi.config.broker import Broker
     from mqttapi.publisher import Publish
@@ -66,6 +68,8 @@ class ConnectionOptions:
     """Seconds, 0 to 65,535; 0 switches the detection of dead peers off."""
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     """Of a broker with TLS; None: the system's defaults."""
+    ca_file: Path | None = None
+    """What `tls` trusts, for the texts of errors."""
     credentials: Callable[[], Awaitable[object]] | None = field(default=None, repr=False)
     """Asked for user name and password at every connect, in place of those in `broker`."""
     will: Publish | None = None
@@ -211,19 +215,13 @@ def _connect(options: ConnectionOptions) -> socket.socket:
 
 
 def _wrap_tls(sock: socket.socket, options: ConnectionOptions) -> ssl.SSLSocket:
-    host, port = options.broker.host, options.broker.port
     context = options.tls or ssl.create_default_context()
-    wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    wrapped = context.wrap_socket(sock, server_hostname=options.broker.host, do_handshake_on_connect=False)
     try:
         wrapped.do_handshake()
-    except ssl.SSLCertVerificationError as error:
-        wrapped.close()
-        raise ConnectionRefused(f"TLS: the certificate of {host!r} is not accepted: {error.verify_message}") from None
     except (ssl.SSLError, ConnectionError) as error:
         wrapped.close()
-        raise ConnectionRefused(
-            f"TLS handshake failed: is port {port} a plain listener? ({getattr(error, 'reason', None) or error})"
-        ) from None
+        raise ConnectionRefused(tls_failure(error, options.broker, options.ca_file)) from None
     except BaseException:
         wrapped.close()
         raise

@@ -485,8 +485,8 @@ class PublishingConnection:
         left = [*self._in_flight.values(), *self._waiting.values()]
         self._in_flight.clear()
         self._waiting.clear()
-        if left:
-            log.warning("publishing: %d publishes were not confirmed before the app has stopped", len(left))
+        if unconfirmed := sum(not entry.future.done() for entry in left):
+            log.warning("publishing: %d publishes were not confirmed before the app has stopped", unconfirmed)
         self._give_up(left, "the app has stopped before the broker confirmed it")
 
     def _give_up(self, entries: list[_Entry], reason: str) -> None:

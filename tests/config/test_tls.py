@@ -59,7 +59,7 @@ def failure(server: ssl.SSLContext | None, **values: Any) -> str:
         try:
             context.wrap_socket(near, server_hostname=broker.host).close()
         except OSError as error:
-            return tls_failure(error, broker, settings)
+            return tls_failure(error, broker, settings.tls_ca_file)
     return ""
 
 

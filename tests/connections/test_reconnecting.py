@@ -94,7 +94,7 @@ async def test_a_broker_that_is_away_for_long_is_found_again(
     """Still trying after any number of attempts, readiness says so, and nothing that waited is lost."""
     app, handled = counting("away", protocol=version)
     async with app.running(broker=mosquitto.url):
-        assert app.readiness == ()
+        assert not app.readiness
         mosquitto.stop()
         await eventually(lambda: failures(app) > 40)
         refused = f"cannot connect to {mosquitto.url}: Connection refused"
