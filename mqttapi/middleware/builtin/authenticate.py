@@ -248,7 +248,7 @@ def _jwt_reasons() -> list[tuple[type[Exception], str]]:
         (jwt.ImmatureSignatureError, "is not valid yet"),
         (jwt.InvalidAudienceError, "is for another audience"),
         (jwt.InvalidIssuerError, "comes from another issuer"),
-        (jwt.MissingRequiredClaimError, "lacks a claim: it needs an expiry, and a subject where that is checked"),
+        (jwt.MissingRequiredClaimError, "lacks a claim: it needs an expiry, and all that is checked"),
     ]
 
 
