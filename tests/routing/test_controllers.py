@@ -164,6 +164,20 @@ async def test_static_and_class_methods_need_no_object() -> None:
     assert Plain.made == 0
 
 
+async def test_a_class_with_a_single_action() -> None:
+    class Action:
+        async def __call__(self, context: Context) -> None:
+            context.app.state.calls = [*vars(context.app.state).get("calls", []), type(self)]
+
+    app = App()
+    app.on("a", (Action, "__call__"))
+    app.on("b", Action())
+    async with TestClient(app) as client:
+        await client.publish("a")
+        await client.publish("b")
+    assert app.state.calls == [Action, Action]
+
+
 async def test_a_class_within_a_class_or_a_function_is_found() -> None:
     class Local:
         class Inner:

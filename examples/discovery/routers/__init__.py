@@ -1,0 +1,1 @@
+"""Each module here gives its `router`."""
