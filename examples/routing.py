@@ -14,7 +14,7 @@ class Kind(Enum):
     HUMIDITY = "humidity"
 
 
-class Device(SQLModel, table=True):
+class Valve(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     serial: str = Field(unique=True)
 
@@ -56,12 +56,12 @@ async def ping() -> None:
     print("ping")
 
 
-async def commanded(device: Device, payload: str) -> None:
-    print(f"device {device.id}: {payload}")
+async def commanded(valve: Valve, payload: str) -> None:
+    print(f"valve {valve.id}: {payload}")
 
 
-async def adopt(context: Context) -> Device:
-    return Device(serial=context.params["device"])
+async def adopt(context: Context) -> Valve:
+    return Valve(serial=context.params["valve"])
 
 
 with app.group(prefix="<tenant>", middleware=["ours"]) as tenant:
@@ -71,10 +71,10 @@ with app.group(prefix="<tenant>", middleware=["ours"]) as tenant:
         lines.on("stopped/<reason?>", stopped, name="stopped")
 
 # The row whose column `serial` is that level of the topic; without one, a row that a function makes.
-app.on("devices/<device:serial>/command", commanded, missing=adopt)
-app.republish("legacy/<serial>/cmd", "devices/<serial>/command")
+app.on("valves/<valve:serial>/command", commanded, missing=adopt)
+app.republish("legacy/<serial>/cmd", "valves/<serial>/command")
 
 
-@app.on("devices/<serial>/register")
+@app.on("valves/<serial>/register")
 async def register(serial: str, session: Session) -> None:
-    session.add(Device(serial=serial))
+    session.add(Valve(serial=serial))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlmodel import SQLModel
 
-from examples.routing import Device, app
+from examples.routing import Valve, app
 from mqttapi.config import Settings
 from mqttapi.resources.sql import AsyncEngine, open_database
 from mqttapi.testing import TestClient
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 async def client(tmp_path: Path) -> AsyncIterator[TestClient]:
     engine = open_database(Settings(database_url=f"sqlite:///{tmp_path}/plant.db"))
     async with engine.begin() as connection:
-        await connection.run_sync(SQLModel.metadata.tables[str(Device.__tablename__)].create)
+        await connection.run_sync(SQLModel.metadata.tables[str(Valve.__tablename__)].create)
     app.dependency_overrides[AsyncEngine] = engine
     async with TestClient(app) as client:
         yield client
@@ -51,12 +51,12 @@ async def test_middleware_by_name(client: TestClient, capsys: pytest.CaptureFixt
 
 
 async def test_rows_by_a_column(client: TestClient, capsys: pytest.CaptureFixture[str]) -> None:
-    await client.publish("devices/A-7/register")
-    await client.publish("devices/A-7/command", "open")
-    await client.publish("devices/A-8/command", "open")
-    assert capsys.readouterr().out == "device 1: open\ndevice None: open\n"
+    await client.publish("valves/A-7/register")
+    await client.publish("valves/A-7/command", "open")
+    await client.publish("valves/A-8/command", "open")
+    assert capsys.readouterr().out == "valve 1: open\nvalve None: open\n"
 
 
 async def test_what_has_moved(client: TestClient) -> None:
     await client.publish("legacy/A-7/cmd", "open")
-    assert [(sent.topic, sent.payload) for sent in client.published] == [("devices/A-7/command", b"open")]
+    assert [(sent.topic, sent.payload) for sent in client.published] == [("valves/A-7/command", b"open")]
