@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Self
@@ -128,7 +129,8 @@ class Proxy:
         assert task is not None
         self._handlers.add(task)
         try:
-            await self._relay(reader, writer)
+            with suppress(asyncio.CancelledError):  # asyncio's streams want to know how their callback ended
+                await self._relay(reader, writer)
         finally:
             self._handlers.discard(task)
 
@@ -165,6 +167,10 @@ class ProxyConnection:
 
     def __init__(self, proxy: Proxy, writers: dict[Direction, asyncio.StreamWriter]) -> None:
         self.packets: dict[Direction, list[Packet]] = {direction: [] for direction in Direction}
+        self.times: dict[Direction, list[float]] = {direction: [] for direction in Direction}
+        """When each of the packets came, on the clock of `time.monotonic()`."""
+        self.ended = float("inf")
+        """When the connection ended, on that clock."""
         self.passed = dict.fromkeys(Direction, 0)
         """Bytes that went on, by direction."""
         self._proxy = proxy
@@ -176,10 +182,12 @@ class ProxyConnection:
         return any(writer.is_closing() for writer in self._writers.values())
 
     def close(self) -> None:
+        self.ended = min(self.ended, time.monotonic())
         for writer in self._writers.values():
             writer.close()
 
     def reset(self) -> None:
+        self.ended = min(self.ended, time.monotonic())
         for writer in self._writers.values():
             reset_connection(writer)
 
@@ -202,6 +210,7 @@ class ProxyConnection:
         packets = reader.feed(data)
         self._readers[TO_CLIENT].version = self._readers[TO_BROKER].version
         self.packets[direction] += packets
+        self.times[direction] += [time.monotonic()] * len(packets)
         return [packet.raw for packet in packets if not self._dropped(direction, packet)]
 
     def _dropped(self, direction: Direction, packet: Packet) -> bool:
