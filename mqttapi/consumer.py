@@ -175,9 +175,7 @@ class Consumer:
             own = (*part.subscribed, *part.covered)
             dispatcher = service.dispatcher_of(own, by_id=self._by_id)
             if left_behind is not None:
-                dispatcher.on_left_behind = lambda topic, number: left_behind.found(
-                    topic, number, dispatcher.filters.get(number)
-                )
+                dispatcher.on_left_behind = left_behind.found
             intake = Intake(
                 app,
                 dispatcher,

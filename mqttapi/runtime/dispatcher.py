@@ -73,12 +73,12 @@ class Dispatcher:
     ) -> None:
         self.strays = 0
         """Messages that no subscription of this version explains."""
-        self.on_left_behind: Callable[[str, int], None] | None = None
-        """Called with a topic and the identifier of a subscription that this link does not have."""
-        self.filters: dict[int, str] = {}
-        """The app's filters by their identifiers."""
+        self.on_left_behind: Callable[[str, int, str | None], None] | None = None
+        """Called with a topic and a subscription that this link does not have: its identifier, and its filter where
+        another link has it."""
         self.runners = {runner for each in subscribed for runner in each.runners} | {*fallbacks}
         """Every route that a message may be for."""
+        self._filters: dict[int, str] = {}
         self._by_id = by_id
         self._mode = mode
         self._fallbacks = sorted(fallbacks, key=lambda runner: runner.route.template.specificity)
@@ -90,9 +90,9 @@ class Dispatcher:
         self._own_numbers = {subscription_id(each.filter) for each in self.own}
         for each in subscribed:
             number = subscription_id(each.filter)
-            if self.filters.setdefault(number, each.filter) != each.filter:
+            if self._filters.setdefault(number, each.filter) != each.filter:
                 raise ConfigurationError(
-                    f"the filters {each.filter!r} and {self.filters[number]!r} have the same subscription identifier "
+                    f"the filters {each.filter!r} and {self._filters[number]!r} have the same subscription identifier "
                     f"({number}): rename the group of one of them"
                 )
             for runner in each.runners:
@@ -129,7 +129,7 @@ class Dispatcher:
         if self.on_left_behind is not None:
             for number in ids:
                 if number not in self._own_numbers:
-                    self.on_left_behind(topic, number)
+                    self.on_left_behind(topic, number, self._filters.get(number))
         return found
 
     def _sent_for(self, hits: Sequence[_Hit], ids: tuple[int, ...]) -> list[_Hit]:

@@ -19,7 +19,8 @@ def add(app: App, template: str, **options: Any) -> None:
 
     async def handler() -> None: ...
 
-    app.topic(template, **{"name": template, **options})(handler)
+    named: dict[str, Any] = {"name": template, **options}
+    app.topic(template, **named)(handler)
 
 
 def runners_of(app: App, endpoint: Callable[[Context], Awaitable[object]] = _endpoint) -> list[Runner]:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqttapi import App, ConfigurationError, RouteOptions
+from mqttapi.routing import Retained
 from mqttapi.runtime.links import (
     LinkPlan,
     Subscribed,
@@ -25,7 +26,7 @@ from tests.runtime.routes import add, runners_of
 from tests.topics.oracle import filters, topics
 
 GROUPS = st.sampled_from([None, None, "g", "h"])
-RETAINED = st.sampled_from(["all", "all", "all", "new"])
+RETAINED: st.SearchStrategy[Retained] = st.sampled_from(["all", "all", "all", "new"])
 
 
 @st.composite

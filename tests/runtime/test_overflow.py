@@ -193,12 +193,12 @@ async def test_the_oldest_that_waits_for_the_routes_limit_is_dropped(overflow: s
 
 async def test_bytes_are_bounded_too() -> None:
     async with Bench(app_with(overflow="drop_oldest"), limit=100, max_bytes=50).running() as bench:
+        queue = bench.runners[0].queue
+        assert queue is not None
         bench.give("first")
         await bench.settle()
         for number in range(10):
             bench.give(f"{number}" * 20)
-            queue = bench.runners[0].queue
-            assert queue is not None
             assert queue.held_bytes < 50 + 20
         bench.gate.set()
         await bench.workers.drain()
@@ -229,11 +229,11 @@ async def test_a_route_that_drops_does_not_stop_the_link_but_one_that_blocks_doe
         for number in range(20):
             bench.give(f"s{number}", topic="shed/x")
             await bench.settle()
-        assert not bench.intake.paused
+        assert bench.pauses == 0
         for number in range(20):
             bench.give(f"b{number}", topic="block/x")
             await bench.settle()
-        assert bench.intake.paused
+        assert bench.pauses == 1
         bench.gate.set()
         await bench.settle()
         await bench.workers.drain()
