@@ -63,7 +63,8 @@ async def cost(app: App) -> float:
 
 async def main() -> None:
     print("| middleware | level | without, µs | with, µs | each, µs |\n|---|---|---|---|---|")
-    for name, layer in {"function": through, "class": Through()}.items():
+    layers: dict[str, MiddlewareLike] = {"function": through, "class": Through()}
+    for name, layer in layers.items():
         bare = await cost(app_of(layer, 0, 0, 0))
         for level, counts in LEVELS.items():
             dressed = await cost(app_of(layer, *counts))
