@@ -161,24 +161,32 @@ class Backends:
             self.problems = problems
 
     async def _check(self) -> list[str]:
-        problems = []
-        if self._redis is not None:
-            from mqttapi.resources.redis import check_redis
+        return list(filter(None, await asyncio.gather(self._redis_problem(), self._engine_problem())))
 
-            try:
-                await check_redis(self._redis)
-                self._without_redis = False
-            except ResourceUnavailable as error:
-                if not self._redis_optional:
-                    problems.append(str(error))
-                elif not self._without_redis:
-                    self._without_redis = True
-                    log.warning("%s. It is optional: the app goes on, and uses it as soon as it answers", error)
-        if self._engine is not None:
-            from mqttapi.resources.sql import check_database
+    async def _redis_problem(self) -> str:
+        if self._redis is None:
+            return ""
+        from mqttapi.resources.redis import check_redis
 
-            try:
-                await check_database(self._engine)
-            except ResourceUnavailable as error:
-                problems.append(str(error))
-        return problems
+        try:
+            await check_redis(self._redis)
+        except ResourceUnavailable as error:
+            if not self._redis_optional:
+                return str(error)
+            if not self._without_redis:
+                log.warning("%s. It is optional: the app goes on, and uses it as soon as it answers", error)
+            self._without_redis = True
+        else:
+            self._without_redis = False
+        return ""
+
+    async def _engine_problem(self) -> str:
+        if self._engine is None:
+            return ""
+        from mqttapi.resources.sql import check_database
+
+        try:
+            await check_database(self._engine)
+        except ResourceUnavailable as error:
+            return str(error)
+        return ""
