@@ -222,7 +222,8 @@ class Connection(aiomqtt.Client):
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             # With TLS 1.3 the server judges our certificate this late.
             return ConnectionRefused(tls_failure(error, options.broker, options.ca_file))
-        text = f"{options.where} closed the connection before its CONNACK{_because(error)}"
+        hint = "" if options.broker.tls else ": does this port want TLS (mqtts:// or wss://)?"
+        text = f"{options.where} closed the connection before its CONNACK{_because(error)}{hint}"
         return NotConnected(text, closed_before_connack=True)
 
     def _handle_connack(self, packet: bytearray) -> None:

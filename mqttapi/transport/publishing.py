@@ -413,7 +413,7 @@ class PublishingConnection:
     async def _one_connection(self) -> None:
         first = not self._dialer.stood
         connection, connack = await self._dialer.open(self._ids)
-        log.log(logging.DEBUG if first else logging.INFO, "publishing: connected to %s", connection.options.where)
+        log.log(logging.DEBUG if first else logging.INFO, "connected to %s as %s", connection.options.where, self._name)
         self._connected(connection, connack)
         closed = await asyncio.shield(connection.closed)
         self._disconnected(closed.reason)
@@ -426,7 +426,7 @@ class PublishingConnection:
         # Nobody misses a connection that has nothing to do, and the link mostly says the same.
         if not (self.messages or level == logging.ERROR) or not self._dialer.is_news(self.state):
             level = logging.DEBUG
-        log.log(level, "publishing: %s; %d publishes wait, connecting again", error, self.messages)
+        log.log(level, "%s; %d publishes wait; trying again until it works", error, self.messages)
 
     def _connected(self, connection: Connection, connack: Connack) -> None:
         self.state = ""
@@ -486,7 +486,7 @@ class PublishingConnection:
         self._in_flight.clear()
         self._waiting.clear()
         if unconfirmed := sum(not entry.future.done() for entry in left):
-            log.warning("publishing: %d publishes were not confirmed before the app has stopped", unconfirmed)
+            log.warning("%d publishes were not confirmed before the app has stopped", unconfirmed)
         self._give_up(left, "the app has stopped before the broker confirmed it")
 
     def _give_up(self, entries: list[_Entry], reason: str) -> None:

@@ -82,10 +82,9 @@ async def test_wrong_credentials_end_the_start() -> None:
     async def credentials() -> tuple[str, str]:
         return "ada", "hunter2"
 
-    with Mosquitto(users={"ada": "one"}) as broker:
-        with pytest.raises(ConnectionRefused, match="0x87") as caught:
-            async with new_app(credentials).running(broker=broker.url):
-                pass
+    with Mosquitto(users={"ada": "one"}) as broker, pytest.raises(ConnectionRefused, match="0x87") as caught:
+        async with new_app(credentials).running(broker=broker.url):
+            pass
     assert "hunter2" not in str(caught.value)
 
 

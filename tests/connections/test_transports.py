@@ -102,9 +102,8 @@ async def test_a_full_window_in_the_middle_of_a_read_stalls_nothing(
     assert handled == numbers
 
 
-async def test_messages_of_qos_0_that_pour_in_stop_at_the_bound_and_go_on(
-    broker: WithSecureWebSockets, transport: str = "mqtts"
-) -> None:
+async def test_messages_of_qos_0_that_pour_in_stop_at_the_bound_and_go_on(broker: WithSecureWebSockets) -> None:
+    transport = "mqtts"
     app = App("pour", settings=settings(broker, transport, max_in_flight=5))
     handled: Counter[bytes] = Counter()
     gate = asyncio.Event()

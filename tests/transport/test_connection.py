@@ -275,7 +275,9 @@ async def test_a_broker_that_closes_without_a_word_is_noticed_at_once(fake: Fake
     error = await refusal_of(Connection(options_for(fake.url, timeout=60)))
     assert isinstance(error, NotConnected)
     assert error.closed_before_connack
-    assert str(error) == f"{fake.url} closed the connection before its CONNACK"
+    assert str(error) == (
+        f"{fake.url} closed the connection before its CONNACK: does this port want TLS (mqtts:// or wss://)?"
+    )
 
 
 async def test_a_broker_that_says_nothing_is_given_up(fake: FakeBroker) -> None:
