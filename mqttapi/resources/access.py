@@ -26,8 +26,16 @@ OPENED: Final[ContextVar[Mapping[Any, Any]]] = ContextVar("mqttapi.resources")
 T = TypeVar("T")
 
 
+class _ClassLogger:
+    def __get__(self, instance: object, owner: type) -> logging.Logger:
+        return logging.getLogger(f"{owner.__module__}.{owner.__qualname__}")
+
+
 class Access:
     """The resources of the app that runs; usable while it does."""
+
+    logger = _ClassLogger()
+    """The logger called as the class, with its module. Static methods have it by the class."""
 
     @property
     def redis(self) -> Redis:
@@ -52,11 +60,6 @@ class Access:
         from mqttapi.resources.database import Database
 
         return Database(self._of(AsyncEngine, "db"))
-
-    @property
-    def logger(self) -> logging.Logger:
-        """The logger called as the class, with its module."""
-        return logging.getLogger(f"{type(self).__module__}.{type(self).__qualname__}")
 
     async def publish(self, topic: str, payload: Any = None, **options: Any) -> PublishResult:
         """Publish a message, and return when the broker has acknowledged it; see `Publisher.publish`."""

@@ -1,0 +1,307 @@
+# Handlers are written as RouteMQ's users write them.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+
+from mqttapi import App, PublishRefused
+from mqttapi.config import Settings
+from mqttapi.contrib.routemq import Application, Client, Controller, Middleware, Router, settings
+from mqttapi.testing import TestClient
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SEEN: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen() -> None:
+    SEEN.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("REDIS_URL", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def app_of(router: Router, **options: Any) -> Application:
+    return Application(router, **options)
+
+
+class DeviceController(Controller):
+    @staticmethod
+    async def static(device_id, payload, client) -> dict[str, bool]:
+        Controller.logger.info("static")
+        SEEN.append((device_id, payload, type(client)))
+        return {"ok": True}
+
+    async def method(self, device_id, payload, client):
+        self.logger.info("method")
+        SEEN.append((device_id, payload, type(client)))
+
+
+async def function(device_id: str, payload: dict[str, Any], client: Any):
+    SEEN.append((device_id, payload, type(client)))
+
+
+async def keywords(payload, **kwargs: Any):
+    SEEN.append((kwargs["device_id"], payload, type(kwargs["client"])))
+
+
+# -------------------------------------------------------------------------------------------------- handlers and client
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        function,
+        keywords,
+        DeviceController.static,
+        DeviceController.method,
+        (DeviceController, "method"),
+        DeviceController().method,
+    ],
+)
+@pytest.mark.parametrize(("sent", "payload"), [(b'{"a": 1}', {"a": 1}), (b"\xff raw", b"\xff raw"), (b"text", b"text")])
+async def test_handlers_are_called_as_routemq_does(handler: Any, sent: bytes, payload: Any) -> None:
+    """Whatever the hint of the payload says: JSON where it is, else bytes."""
+    router = Router()
+    router.on("devices/{device_id}/data", handler)
+    async with TestClient(app_of(router)) as client:
+        assert (await client.publish("devices/7/data", sent)).outcome == "done"
+    assert [("7", payload, Client)] == SEEN
+
+
+async def test_other_handlers_follow_the_rules_of_mqttapi() -> None:
+    class Reading(BaseModel):
+        celsius: float
+
+    router = Router()
+
+    @router.topic("a/<n:int>")
+    async def typed(n: int, reading: Reading) -> None:
+        SEEN.append((n, reading.celsius))
+
+    @router.on("b")
+    async def alone(payload) -> None:
+        SEEN.append(payload)
+
+    @router.on("c")
+    def in_a_thread(payload: bytes) -> None:
+        SEEN.append(payload)
+
+    async with TestClient(app_of(router)) as client:
+        for topic in ("a/7", "b", "c"):
+            await client.publish(topic, b'{"celsius": 21}')
+    assert SEEN == [(7, 21.0), {"celsius": 21}, b'{"celsius": 21}']
+
+
+def test_a_handler_is_called_what_it_was() -> None:
+    router = Router()
+    router.on("a", DeviceController.static)
+    router.on("b", DeviceController.method)
+    router.on("c", function)
+    routes = app_of(router).routes
+    names = [route.name.removeprefix(f"{__name__}.") for route in routes]
+    assert names == ["DeviceController.static", "DeviceController.method", "function"]
+    assert all(route.source.startswith("test_routemq.py:") for route in routes)
+
+
+async def test_publish_does_not_wait_and_has_qos_0() -> None:
+    router = Router()
+
+    async def handler(payload, client):
+        client.publish("out", "text")
+        client.publish("out", b"bytes", 1, True)
+        client.publish("out", payload={"a": 1}, qos=1, retain=True)
+
+    router.on("in", handler)
+    async with TestClient(app_of(router)) as client:
+        await client.publish("in")
+    assert [(each.payload, each.qos, each.retain) for each in client.published] == [
+        (b"text", 0, False), (b"bytes", 1, True), (b'{"a":1}', 1, True),
+    ]  # fmt: skip
+
+
+async def test_a_publish_that_is_refused_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    class Refusing(App):
+        def publish_nowait(self, topic: str, payload: Any = None, **options: Any) -> asyncio.Future[Any]:
+            return refused
+
+    Client(Refusing()).publish("a\nb")
+    refused.set_exception(PublishRefused("not allowed", reason_code=0x87))
+    await asyncio.sleep(0)
+    assert caplog.messages == [r"could not publish to a\nb: not allowed"]
+
+
+# ------------------------------------------------------------------------------------------------ router and middleware
+
+
+class Logging(Middleware):
+    """As `routemq new` writes it."""
+
+    async def handle(self, context, next_handler):
+        topic = context.get("topic", "unknown")
+        client_id = context.get("client", {})._client_id if "client" in context else "unknown"
+        self.logger.info("[INCOMING] Topic: %s, Client: %s", topic, client_id)
+        return await next_handler(context)
+
+
+class Noting(Middleware):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    async def handle(self, context, next_handler):
+        SEEN.append((self.name, context["params"], context["payload"]))
+        context["payload"] = [context["payload"], self.name]
+        return await next_handler(context)
+
+
+async def test_middleware_reads_and_writes_the_context(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    router = Router()
+    with router.group(prefix="devices", middleware=[Logging(), Noting("group")]) as devices:
+        devices.on("{device_id}/data", function, middleware=[Noting("route")])
+    async with TestClient(app_of(router)) as client:
+        await client.publish("devices/7/data", b"1")
+    assert [
+        ("group", {"device_id": "7"}, 1),
+        ("route", {"device_id": "7"}, [1, "group"]),
+        ("7", [[1, "group"], "route"], Client),
+    ] == SEEN
+    assert "[INCOMING] Topic: devices/7/data, Client: b'mqtt-framework'" in caplog.messages
+
+
+async def test_middleware_that_does_not_go_on_ends_the_message() -> None:
+    class Stop(Middleware):
+        async def handle(self, context, next_handler):
+            return {"error": "no"}
+
+    router = Router()
+    router.on("a/{device_id}", function, 0, [Stop()])
+    async with TestClient(app_of(router)) as client:
+        assert (await client.publish("a/7")).outcome == "done"
+    assert SEEN == []
+
+
+def test_groups_nest_join_with_one_slash_and_need_no_with() -> None:
+    router = Router()
+    outer = router.group("p/", [])
+    outer.on("/a", function, 1)
+    with outer.group(prefix="q/", qos=1) as inner:
+        inner.on("b", function)
+        router.on("c", function)  # RouteMQ allows it within the block: it belongs to the router
+    routes = app_of(router).routes
+    assert [(route.template.text, route.qos) for route in routes] == [("p/a", 1), ("p/q/b", 1), ("c", 0)]
+
+
+def test_options_by_position_and_worker_count_only_where_it_is_shared() -> None:
+    router = Router()
+    router.on("a", function, 1, None, True, 3)
+    router.on("b", function, 1, None, False, 3)
+    router.on("c", function, qos=1, shared=True)
+    routes = app_of(router).routes
+    assert [(route.qos, route.shared, route.workers) for route in routes] == [
+        (1, True, 3), (1, False, None), (1, True, None),
+    ]  # fmt: skip
+
+
+async def test_the_first_route_that_matches_has_the_message() -> None:
+    router = Router()
+    router.on("devices/{device_id}", function)
+    router.on("devices/7", keywords)
+    async with TestClient(app_of(router)) as client:
+        delivery = await client.publish("devices/7", b"1")
+    assert list(delivery.outcomes) == [f"{__name__}.function"]
+
+
+async def test_routers_are_found_where_routemq_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("found_app/__init__.py", "found_app/routers/__init__.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "found_app/routers/devices.py").write_text(
+        "from mqttapi.contrib.routemq import Router\n"
+        "router = Router()\n"
+        "async def seen(device_id, payload, client): ...\n"
+        "router.on('devices/{device_id}', seen)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    app = Application(router_directory="found_app.routers")
+    app.connect()
+    assert [route.template.text for route in app.routes] == ["devices/{device_id}"]
+
+
+# -------------------------------------------------------------------------------------------------------- environment
+
+
+def secret(value: Any) -> Any:
+    return value.get_secret_value() if value is not None else None
+
+
+def test_nothing_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settings()
+    assert (found.group_name, found.redis_url, found.database_url) == ("mqtt_framework_group", None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"MQTT_BROKER": "b", "MQTT_PORT": "1884"}, {"broker": "b", "port": 1884, "url": None}),
+        ({"MQTT_GROUP_NAME": "g", "MQTT_USERNAME": "u"}, {"group_name": "g", "username": "u"}),
+        ({"MQTT_BROKER": "b", "MQTT_TLS_ENABLED": "true"}, {"url": "mqtts://b:1883", "tls_ca_file": None}),
+        ({"MQTT_TLS_CA_CERTS": "/ca.pem"}, {"url": None, "tls_ca_file": None}),
+        ({"ENABLE_REDIS": "true"}, {"redis_url": "redis://localhost:6379/0"}),
+        (
+            {"ENABLE_REDIS": "true", "REDIS_HOST": "r", "REDIS_DB": "2", "REDIS_PASSWORD": "p@ss"},
+            {"redis_url": "redis://:p%40ss@r:6379/2"},
+        ),
+        ({"REDIS_HOST": "r"}, {"redis_url": None}),
+        ({"ENABLE_REDIS": "true", "REDIS_URL": "redis://mine"}, {"redis_url": "redis://mine"}),
+        ({"DB_CONNECTION": "postgres", "DB_PASS": "p"}, {
+            "database_url": "postgresql+asyncpg://root:p@localhost:5432/mqtt_framework"}),
+        ({"DB_HOST": "d", "DB_USER": "u", "DB_PASSWORD": "p", "DB_NAME": "n"}, {
+            "database_url": "mysql+aiomysql://u:p@d:3306/n"}),
+        ({"DATABASE_URL": "postgres://u:p@d/n"}, {"database_url": "postgresql+asyncpg://u:p@d/n"}),
+        ({"LOG_LEVEL": "WARNING"}, {"log_level": "warning"}),
+        ({"LOG_LEVEL": "WARNING", "MQTTAPI_LOG_LEVEL": "debug"}, {"log_level": "debug"}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_the_environment_has_routemqs_names(
+    source: str, given: dict[str, str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if source == "file":
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in given.items()))
+    else:
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+    found = settings()
+    secrets = {"url", "redis_url", "database_url"}
+    shown = {name: secret(getattr(found, name)) if name in secrets else getattr(found, name) for name in expected}
+    assert shown == expected
+
+
+def test_certificates_have_routemqs_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CA_CERTS", "CERTFILE", "KEYFILE"):
+        monkeypatch.setenv(f"MQTT_TLS_{name}", f"/{name}.pem")
+    monkeypatch.setenv("MQTT_TLS_ENABLED", "true")
+    found = settings(None)
+    assert [str(path) for path in (found.tls_ca_file, found.tls_cert_file, found.tls_key_file)] == [
+        "/CA_CERTS.pem", "/CERTFILE.pem", "/KEYFILE.pem",
+    ]  # fmt: skip
+
+
+def test_settings_may_be_given() -> None:
+    given = Settings(broker="mine")
+    assert Application(Router(), settings=given).settings is given
