@@ -1,8 +1,9 @@
 """Lanes: messages of one key run one after the other, different keys at the same time.
 
-Theory of operation. A `Runner` is a route that runs. A `Lane` is one ordering key of a runner; it is *busy* from the
-moment it has a run until it has none. The first run of an idle lane becomes *ready*; those that come while it is busy
-wait in the lane, and one of them becomes ready when the one before has ended: lanes take turns, message by message.
+Theory of operation. A `Runner` is a route that runs. A *lane* is an ordering key of a runner that has work; it is
+nothing but an entry of `Runner.lanes`, so the keys that are idle cost nothing, however many there are. The first run
+of a lane is *ready*; those that come while there is one wait in the lane, and one of them becomes ready when the one
+before has ended: lanes take turns, message by message.
 
 Ready runs are taken by long-lived worker tasks, which all runners share. One worker at a time *searches*: it takes
 ready runs and awaits their handlers. A handler that never waits gives no turn to the event loop, so a burst of such
@@ -21,7 +22,6 @@ import types
 from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-from weakref import WeakValueDictionary
 
 from mqttapi.context import Context
 from mqttapi.runtime.outcome import DONE, Outcome
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mqttapi.routing import Route
     from mqttapi.runtime.overflow import Queue
 
-__all__ = ["HandlerTimeout", "Lane", "Origin", "Run", "Runner", "Target", "Workers", "attempt_error"]
+__all__ = ["HandlerTimeout", "Origin", "Run", "Runner", "Target", "Workers", "attempt_error"]
 
 LOOP_TURN = 0.005
 """Seconds that handlers which never wait run in a row, before the event loop gets its turn."""
@@ -66,16 +66,6 @@ class Origin(Protocol):
         """`run` is over. Called exactly once for each run."""
 
 
-class Lane:
-    """One ordering key of a route."""
-
-    __slots__ = ("__weakref__", "busy", "waiting")
-
-    def __init__(self) -> None:
-        self.busy = False
-        self.waiting: deque[Run] | None = None  # made when it is needed: there are as many lanes as topics
-
-
 class Runner:
     """A route that runs: its endpoint with all the middleware around it, its lanes and its bounds."""
 
@@ -85,6 +75,7 @@ class Runner:
         "counts",
         "endpoint",
         "index",
+        "key_of",
         "lanes",
         "limit",
         "order",
@@ -109,45 +100,38 @@ class Runner:
         self.queue = queue  # where messages of QoS 0 may be dropped
         self.again = again  # where it is not within the endpoint: what to do when that raises
         self.timeout = route.timeout
-        self.order = route.ordered_by
+        self.order = order = route.ordered_by
+        self.key_of: Callable[[Message], Hashable] | None = order if callable(order) else None
         # Runs without a lane are counted by way of a limit that is never reached.
         self.limit = route.concurrency or (sys.maxsize if self.order is None else None)
         self.running = 0  # counted only where there is a limit
         self.backlog: deque[Run] = deque()  # ready, but for the limit
-        # Weak: a lane lives as long as a cached topic or a run knows it, so two lanes of one key never run at once.
-        self.lanes: WeakValueDictionary[Hashable, Lane] = WeakValueDictionary()
+        self.lanes: dict[Hashable, deque[Run] | None] = {}  # key to the runs behind the first one; None: none so far
 
     def target(self, topic: str, values: tuple[object, ...]) -> Target:
         """What the runner is for the messages of one topic."""
+        if self.order == "topic":
+            return Target(self, values, topic)
         if self.order is None or callable(self.order):
             return Target(self, values, None)
-        key = topic if self.order == "topic" else values[self.route.template.names.index(self.order)]
-        return Target(self, values, self.lane(key))
-
-    def lane(self, key: Hashable) -> Lane:
-        """The one lane of a key."""
-        lane = self.lanes.get(key)
-        if lane is None:
-            lane = self.lanes[key] = Lane()
-        return lane
+        return Target(self, values, values[self.route.template.names.index(self.order)])
 
 
 class Target:
     """A runner with what a topic means to it: computed once per topic, used for each of its messages."""
 
-    __slots__ = ("key", "lane", "runner", "values")
+    __slots__ = ("key", "runner", "values")
 
-    def __init__(self, runner: Runner, values: tuple[object, ...], lane: Lane | None) -> None:
+    def __init__(self, runner: Runner, values: tuple[object, ...], key: Hashable) -> None:
         self.runner = runner
         self.values = values
-        self.lane = lane
-        self.key: Callable[[Message], Hashable] | None = runner.order if callable(runner.order) else None
+        self.key = key
 
 
 class Run(Context):
     """The context of one message on one route, with what the engine needs to know about it."""
 
-    __slots__ = ("began", "deadline", "lane", "origin", "returned", "runner", "ticket")
+    __slots__ = ("began", "deadline", "key", "origin", "returned", "runner", "ticket")
 
     began: float
     """On the clock of the loop: when it was first seen to wait. Only there once it has waited, as is the next one."""
@@ -164,7 +148,7 @@ class Run(Context):
         self.app = app
         self.attempt = 1
         self._data = None
-        self.lane = target.lane if target.key is None else runner.lane(target.key(message))
+        self.key = target.key if runner.key_of is None else runner.key_of(message)
         self.origin = origin
         self.ticket = ticket
 
@@ -233,7 +217,7 @@ class Workers:
         self._searcher: asyncio.Task[None]
         self._current: Run | None = None  # what the searching task runs
         self._waiting: dict[asyncio.Task[None], Run] = {}
-        self._held: list[Lane] = []  # of runs without an outcome
+        self._held: list[Run] = []  # without an outcome
         self._sweep: asyncio.TimerHandle | None = None
         self._stopping = False
         self._drained: asyncio.Future[None] | None = None
@@ -241,28 +225,28 @@ class Workers:
     def submit(self, run: Run) -> None:
         """Take a run; it begins when its lane and its route have room. Call `wake` after a batch."""
         self.outstanding += 1
-        lane = run.lane
-        if lane is not None:
-            if lane.busy:
-                if lane.waiting is None:
-                    lane.waiting = deque()
-                lane.waiting.append(run)
+        runner = run.runner
+        if runner.order is not None:
+            lanes, key = runner.lanes, run.key
+            if key in lanes:
+                waiting = lanes[key]
+                if waiting is None:
+                    waiting = lanes[key] = deque()
+                waiting.append(run)
                 return
-            lane.busy = True
-        if run.runner.limit is None:
+            lanes[key] = None
+        if runner.limit is None:
             self._ready.append(run)
         else:
             self._admit(run)
 
     def withdraw(self, run: Run) -> bool:
         """Take a run back that waits for its route to have room, or in its lane; False: it has begun, or is ready."""
-        lane, runner = run.lane, run.runner
+        runner = run.runner
         if _take_out(runner.backlog, run):
-            if lane is not None and lane.waiting:
-                self._admit(lane.waiting.popleft())
-            elif lane is not None:
-                lane.busy = False
-        elif lane is None or not _take_out(lane.waiting, run):
+            if runner.order is not None:
+                self._leave(runner, run.key)
+        elif not _take_out(runner.lanes.get(run.key), run):
             return False
         self._forget()
         return True
@@ -443,26 +427,29 @@ class Workers:
             self._note_drained(self._drained)
         if runner.limit is not None:
             self._release(runner)
-        lane = run.lane
-        if lane is not None:
-            if not lane.waiting:
-                lane.busy = False
-            elif runner.limit is None:
-                self._ready.append(lane.waiting.popleft())
-            else:
-                self._admit(lane.waiting.popleft())
+        if runner.order is not None:
+            self._leave(runner, run.key)
+
+    def _leave(self, runner: Runner, key: Hashable) -> None:
+        """The next run of a lane becomes ready; a lane that has none is no more."""
+        waiting = runner.lanes[key]
+        if not waiting:
+            del runner.lanes[key]
+        elif runner.limit is None:
+            self._ready.append(waiting.popleft())
+        else:
+            self._admit(waiting.popleft())
 
     def _hold(self, run: Run) -> None:
-        """A run is over without an outcome: its lane stays busy, so that nothing overtakes the message."""
-        if run.lane is not None:
-            self._held.append(run.lane)
+        """A run is over without an outcome: its lane stays, so that nothing overtakes the message."""
+        self._held.append(run)
         self._forget()
         if run.runner.limit is not None:
             self._release(run.runner)
 
     def _unreachable(self) -> int:
         """Runs that will never begin."""
-        return sum(len(lane.waiting or ()) for lane in self._held)
+        return sum(len(run.runner.lanes.get(run.key) or ()) for run in self._held)
 
     def _release(self, runner: Runner) -> None:
         """One of the route's places is free."""

@@ -106,10 +106,9 @@ class Queue:
 
     def _drop_former(self, run: Run, workers: Workers) -> None:
         """Drop what waits in the run's lane."""
-        lane = run.lane
-        former = lane.waiting[-1] if lane is not None and lane.waiting else None
-        if former is not None and former in self._waiting:
-            self._withdraw(former, workers)
+        waiting = run.runner.lanes.get(run.key)
+        if waiting and waiting[-1] in self._waiting:
+            self._withdraw(waiting[-1], workers)
 
     def _withdraw_oldest(self, workers: Workers) -> Run | None:
         return next((run for run in self._waiting if self._withdraw(run, workers)), None)

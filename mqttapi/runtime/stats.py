@@ -75,4 +75,4 @@ def _in_flight(runner: Runner) -> int:
     """Counted when somebody asks, so that it costs messages nothing."""
     if runner.order is None:
         return runner.running + len(runner.backlog)
-    return sum(lane.busy + len(lane.waiting or ()) for lane in list(runner.lanes.values()))
+    return sum(1 + len(waiting or ()) for waiting in list(runner.lanes.values()))

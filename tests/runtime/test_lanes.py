@@ -62,6 +62,16 @@ def numbered(topic: str, count: int) -> list[Message]:
     return [Message(topic, b"%d" % number) for number in range(count)]
 
 
+async def test_a_key_without_work_leaves_nothing_behind() -> None:
+    async def handler(run: Run) -> None:
+        await asyncio.sleep(0)
+
+    async with Bench(handler).running() as bench:
+        bench.give(*numbered("a", 3), *numbered("b", 1))
+        await bench.workers.drain()
+        assert not bench.runner.lanes
+
+
 async def test_a_handler_that_never_waits_runs_in_order_in_one_task() -> None:
     seen: list[bytes] = []
 
