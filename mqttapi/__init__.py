@@ -28,6 +28,7 @@ from mqttapi.injection import Depends, Payload, UserProperty
 from mqttapi.message import Message
 from mqttapi.middleware import Middleware
 from mqttapi.publisher import NO_REPLY, Publish, Publisher, PublishResult
+from mqttapi.resources.inbox import Inbox
 from mqttapi.routing import Controller, Retry, RouteOptions, Router, RouterRegistry, topic
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Depends",
     "Drop",
     "HandlerStuck",
+    "Inbox",
     "InvalidParameter",
     "InvalidPayload",
     "InvalidTemplate",
