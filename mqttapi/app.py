@@ -215,11 +215,14 @@ class App:
         """Send every message of a topic on to another, as it came; see `Router.republish`."""
         self.router.republish(source, to, retain=retain, **options)
 
-    def fallback(
-        self, function: F | None = None, /, *, filter: str | None = None, **options: Unpack[TopicOptions]
-    ) -> Any:
+    @overload
+    def fallback(self, function: F, /) -> F: ...
+    @overload
+    def fallback(self, /, *, filter: str | None = None, **options: Unpack[TopicOptions]) -> Callable[[F], F]: ...
+    def fallback(self, function: Any = None, /, *, filter: str | None = None, **options: Unpack[TopicOptions]) -> Any:
         """Let the decorated function handle what arrives and matches no route; see `Router.fallback`."""
-        return self.router.fallback(function, filter=filter, **options)
+        decorate = self.router.fallback(filter=filter, **options)
+        return decorate if function is None else decorate(function)
 
     def include_router(
         self, router: Router, *, prefix: str = "", name: str = "", **options: Unpack[SharedOptions]

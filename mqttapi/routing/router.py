@@ -126,14 +126,11 @@ class Router:
         where = given.pop("where", {})
         self._accept(Declaration(template, declaration.handler, given, where).within(self))
 
-    def fallback(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        filter: str | None = None,
-        **options: Unpack[TopicOptions],
-    ) -> Any:
+    @overload
+    def fallback(self, function: F, /) -> F: ...
+    @overload
+    def fallback(self, /, *, filter: str | None = None, **options: Unpack[TopicOptions]) -> Callable[[F], F]: ...
+    def fallback(self, function: Any = None, /, *, filter: str | None = None, **options: Unpack[TopicOptions]) -> Any:
         """Let the decorated function handle what arrives below the router's prefix and matches no route.
 
             @app.fallback
