@@ -112,7 +112,7 @@ class Intake:
         if qos:
             entry = self.ledger.arrive(packet_id, qos, topic, payload, dup)
             if entry is None:
-                self._flush_soon()
+                self._answer_soon()
                 return
         ids = properties.subscription_ids
         targets = self._retained(topic, ids, dup) if retain else self._targets(topic, ids)
@@ -131,7 +131,9 @@ class Intake:
                 self._light_bytes += len(targets) * len(payload)
             for target in targets:
                 submit(Run(message, target, app, self, entry))
-        if not self.paused and not self._has_room(1.0):
+        ledger = self.ledger
+        held, size = ledger.held + self._light, ledger.held_bytes + self._light_bytes
+        if held >= self._max_in_flight or size >= self._max_bytes:
             self._pause()
 
     def refuse(self, topic: str, packet_id: int, qos: int, reason: str) -> None:
@@ -146,7 +148,7 @@ class Intake:
             entry = self.ledger.arrive(packet_id, qos, topic, b"")
             if entry is not None:
                 self.ledger.finish(entry)
-            self._flush_soon()
+            self._answer_soon()
 
     def connected(self, session_present: bool, *, mqtt5: bool, first: bool = True, known: Collection[str] = ()) -> None:
         """A new connection stands, nothing has been read from it.
@@ -193,7 +195,7 @@ class Intake:
         entry: Entry | None = run.ticket
         if entry is None:
             self._light -= 1
-            self._light_bytes -= len(run.message.payload)
+            self._light_bytes -= len(run.message._payload)
         else:
             entry.pending -= 1
             if entry.pending:
@@ -258,8 +260,7 @@ class Intake:
             # What is ready is not too much: let it begin before the next message finds the queue full.
             self._yielding = True
             self._loop.call_soon(self._after_turn)
-            if not self.paused:
-                self._pause()
+            self._pause()
 
     def _after_turn(self) -> None:
         if self._workers.ready:
@@ -285,7 +286,7 @@ class Intake:
     def _end_unhandled(self, message: Message, entry: Entry | None, *, unmatched: bool) -> None:
         if entry is not None:
             self.ledger.finish(entry)
-            self._flush_soon()
+            self._answer_soon()
         if not unmatched:
             return
         self.unmatched += 1
@@ -304,20 +305,28 @@ class Intake:
             self._flushing = True
             self._loop.call_soon(self.flush)
 
+    def _answer_soon(self) -> None:
+        """After a message that nobody runs: its answer may have to wait behind one that runs, so it takes room too."""
+        self._flush_soon()
+        ledger = self.ledger
+        if ledger.held >= self._max_in_flight or ledger.held_bytes >= self._max_bytes:
+            self._pause()
+
     def _pause(self) -> None:
-        self.paused = True
-        self._port.pause()
+        if not self.paused:
+            self.paused = True
+            self._port.pause()
 
     def _resume(self) -> None:
-        if not self._yielding and self._has_room(_RESUME_AT):
+        if not self._yielding and self._has_room():
             self.paused = False
             self._port.resume()
 
-    def _has_room(self, share: float) -> bool:
-        """Whether less than that share of both bounds is taken."""
+    def _has_room(self) -> bool:
+        """Whether enough of both bounds is free to read on."""
         return (
-            self.ledger.held + self._light < self._max_in_flight * share
-            and self.ledger.held_bytes + self._light_bytes < self._max_bytes * share
+            self.ledger.held + self._light < self._max_in_flight * _RESUME_AT
+            and self.ledger.held_bytes + self._light_bytes < self._max_bytes * _RESUME_AT
         )
 
 
