@@ -133,7 +133,7 @@ class App:
         self.broker = broker
         self.settings = settings
         self.lifespan = lifespan
-        self.dispatch = dispatch
+        self.dispatch: Literal["all", "first"] = dispatch
         self.overlap = overlap
         self.ack_order = ack_order
         self.former_filters = tuple(former_filters)

@@ -381,8 +381,9 @@ class Service:
     @contextlib.asynccontextmanager
     async def _ends_in_time(self) -> AsyncIterator[asyncio.Timeout]:
         """What is given a time is cancelled then; the app ends well nevertheless."""
+        limit = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as limit:
+            async with limit:
                 yield limit
         except TimeoutError:
             if not limit.expired():

@@ -23,13 +23,16 @@ async def ask(credentials: Callable[[], Awaitable[object]], *, timeout: float) -
             and no part of the text: that may hold a secret.
     """
     name = f"{getattr(credentials, '__name__', type(credentials).__name__)}()"
+    limit = asyncio.timeout(timeout)
     try:
-        async with asyncio.timeout(timeout) as limit:
+        async with limit:
             given: Any = await credentials()
     except Exception as error:
         failed = f"took longer than {timeout:g} s" if limit.expired() else f"raised {type(error).__name__}"
         raise NotConnected(f"credentials: {name} {failed}") from error
-    pair = given if isinstance(given, tuple) else (getattr(given, "username", ...), getattr(given, "password", ...))
+    pair: Any = (
+        given if isinstance(given, tuple) else (getattr(given, "username", ...), getattr(given, "password", ...))
+    )
     if len(pair) != 2 or not isinstance(pair[0], str | None) or not isinstance(pair[1], str | SecretStr | None):
         kind = f"({', '.join(type(each).__name__ for each in given)})" if pair is given else type(given).__name__
         raise NotConnected(f"credentials: {name} must return (username, password), both str or None, not {kind}")
