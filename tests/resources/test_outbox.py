@@ -385,5 +385,6 @@ async def test_the_outbox_is_emptied_before_the_app_has_stopped(mosquitto: Mosqu
         async with app.running(broker=mosquitto.url):
             for number in range(50):
                 await client.publish("s/1", str(number))
+            await eventually(lambda: sum(route.done for route in app.stats.routes.values()) == 50)
         await client.wait_for(50)
     assert [packet.payload for packet in client.messages] == [b"%d" % number for number in range(50)]

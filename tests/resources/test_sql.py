@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 
 
 class Item(SQLModel, table=True):
-    __tablename__ = "sql_item"
+    __tablename__ = "sql_item"  # pyright: ignore[reportAssignmentType]  as SQLModel's own documentation has it
 
     id: str = Field(primary_key=True)
     number: int = 0
