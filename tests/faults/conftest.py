@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.support import AppProcess, Row
+from tests.support.mosquitto import Mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -31,6 +32,13 @@ def fault(request: pytest.FixtureRequest) -> Row:
     row = request.node.stash[_row] = Row(request.node.name)
     request.config.stash.setdefault(_rows, []).append(row)
     return row
+
+
+@pytest.fixture
+def forgetful_mosquitto() -> Iterator[Mosquitto]:
+    """A fresh broker without a disk, for loads: with one it writes all that waits at every change."""
+    with Mosquitto(persistence=False) as broker:
+        yield broker
 
 
 @pytest.fixture

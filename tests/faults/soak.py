@@ -123,8 +123,9 @@ class Soak:
                 return self.report()
 
     async def _run(self, seconds: float) -> None:
-        for instance, source in (("0", SOURCE + ALONE), ("1", SOURCE)):
-            app = AppProcess(self.directory, self.proxy.url, source, instance=instance, MQTT_KEEPALIVE="2")
+        for instance, source, window in (("0", SOURCE + ALONE, "100"), ("1", SOURCE, "20")):
+            settings = {"MQTT_KEEPALIVE": "2", "MQTTAPI_MAX_IN_FLIGHT": window}
+            app = AppProcess(self.directory, self.proxy.url, source, instance=instance, **settings)
             self.apps.append(app)
             await app.start()
         kinds = [("one", 1), ("one", 1), ("shared", 1), ("shared", 1), ("two", 2), ("two", 2)]

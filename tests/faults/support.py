@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,9 @@ class AppProcess:
         self.gates.mkdir()
         self._notes = self.directory / "notes"
         self._log = self.directory / "log"
+        self._read = 0
+        self._lines: list[str] = []
+        self._noted: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._starts = 0
         self.write(source)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MQTT")}
@@ -162,16 +165,26 @@ class AppProcess:
 
     def notes(self) -> list[str]:
         """Every line that the app has noted, over all its starts."""
-        return self._notes.read_text().splitlines() if self._notes.exists() else []
+        if self._notes.exists():
+            with self._notes.open() as file:
+                file.seek(self._read)
+                for line in file.read().splitlines():
+                    word, _, rest = line.partition(" ")
+                    self._noted[word][rest] += 1
+                    self._lines.append(line)
+                self._read = file.tell()
+        return self._lines
 
     def noted(self, word: str) -> Counter[str]:
         """What was noted behind `word`, and how often."""
-        prefix = f"{word} "
-        return Counter(line.removeprefix(prefix) for line in self.notes() if line.startswith(prefix))
+        self.notes()
+        return self._noted[word].copy()
 
     async def notes_of(self, word: str, count: int = 1, *, within: float = 15.0) -> Counter[str]:
         """Wait until so many different things were noted behind `word`."""
-        await eventually(lambda: len(self.noted(word)) >= count, within=within, what=lambda: self._state(word))
+        await eventually(
+            lambda: self.notes() and len(self._noted[word]) >= count, within=within, what=lambda: self._state(word)
+        )
         return self.noted(word)
 
     async def said(self, text: str, *, times: int = 1, within: float = 20.0) -> None:

@@ -72,11 +72,11 @@ async def test_a_topic_that_would_forge_a_line_of_the_log_does_not(
 
 
 async def test_a_payload_above_the_bound_is_skipped_without_being_held(
-    mosquitto: Mosquitto, launch: Launch, fault: Row
+    forgetful_mosquitto: Mosquitto, launch: Launch, fault: Row
 ) -> None:
     fault("row 26; 10 payloads of 4 MiB to an app with max_payload 1 MiB", "rejected, acknowledged, memory bounded")
     app = launch(
-        mosquitto.url,
+        forgetful_mosquitto.url,
         """
         @app.topic("s/<id>", dead_letter="dead/<id>")
         async def handle(payload: bytes):
@@ -86,7 +86,7 @@ async def test_a_payload_above_the_bound_is_skipped_without_being_held(
     await app.start()
     before = app.memory()
     for number in range(10):
-        await publish_all(mosquitto.url, "s/1", [b"x" * (4 * 2**20), str(number)])
+        await publish_all(forgetful_mosquitto.url, "s/1", [b"x" * (4 * 2**20), str(number)])
     handled = await app.notes_of("handled", 10)
     grown = app.memory("VmHWM") - before
     assert "connection lost" not in app.log
@@ -107,10 +107,12 @@ async def test_a_packet_above_the_announced_size_is_dropped_by_the_broker(mosqui
     fault.settle(["after"], handled)
 
 
-async def test_a_slow_consumer_under_a_burst_keeps_its_memory(mosquitto: Mosquitto, launch: Launch, fault: Row) -> None:
+async def test_a_slow_consumer_under_a_burst_keeps_its_memory(
+    forgetful_mosquitto: Mosquitto, launch: Launch, fault: Row
+) -> None:
     fault("row 27; slow handlers, a burst of 2,000 × 20 kB", "Receive Maximum holds, memory flat, nothing discarded")
     app = launch(
-        mosquitto.url,
+        forgetful_mosquitto.url,
         """
         @app.topic("s/<id>", concurrency=10)
         async def handle(payload: bytes):
@@ -122,7 +124,7 @@ async def test_a_slow_consumer_under_a_burst_keeps_its_memory(mosquitto: Mosquit
     await app.start()
     before = app.memory()
     payloads = [f"{number:04}".encode() + b"x" * 20_000 for number in range(2000)]
-    await publish_all(mosquitto.url, [f"s/{number}" for number in range(20)], payloads)
+    await publish_all(forgetful_mosquitto.url, [f"s/{number}" for number in range(20)], payloads)
     handled = await app.notes_of("handled", 2000)
     grown = app.memory("VmHWM") - before
     assert await app.stop() == 0

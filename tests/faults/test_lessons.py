@@ -208,7 +208,9 @@ async def test_a_shared_subscription_to_everything_matches(mosquitto: Mosquitto,
     fault.settle(texts(9), handled)
 
 
-async def test_a_handler_publishes_and_waits_while_5000_messages_arrive(mosquitto: Mosquitto, fault: Row) -> None:
+async def test_a_handler_publishes_and_waits_while_5000_messages_arrive(
+    forgetful_mosquitto: Mosquitto, fault: Row
+) -> None:
     fault("handler awaits `publish(qos=1)` while 5,000 messages arrive", "all handled")
     handled: Counter[str] = Counter()
     app = app_called("relay")
@@ -218,8 +220,8 @@ async def test_a_handler_publishes_and_waits_while_5000_messages_arrive(mosquitt
         await publisher.publish("out", payload)
         handled[payload] += 1
 
-    async with app.running(broker=mosquitto.url):
-        await publish_all(mosquitto.url, [f"s/{number}" for number in range(50)], texts(5000))
+    async with app.running(broker=forgetful_mosquitto.url):
+        await publish_all(forgetful_mosquitto.url, [f"s/{number}" for number in range(50)], texts(5000))
         await eventually(lambda: len(handled) == 5000, within=40, what=lambda: f"5000 handled, not {len(handled)}")
     fault.settle(texts(5000), handled)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from tests.faults.support import AppProcess, Row, publish_all, texts
 from tests.support.mosquitto import Mosquitto
+from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 Launch = Callable[..., AppProcess]
+Before = Callable[..., Awaitable[Proxy]]
 
 
 async def test_a_handler_that_hangs_is_cancelled_at_its_timeout_and_others_go_on(
@@ -205,14 +207,14 @@ async def test_a_handler_that_runs_out_of_memory_fails_alone(mosquitto: Mosquitt
 
 
 async def test_a_process_killed_while_it_acknowledges_handles_the_rest_later(
-    mosquitto: Mosquitto, launch: Launch, fault: Row
+    forgetful_mosquitto: Mosquitto, launch: Launch, fault: Row
 ) -> None:
     """The out-of-memory killer, say: nobody is asked."""
     fault(
         "rows 1 and 8; SIGKILL amid 2,000 messages, three times", "nothing lost; what was not acknowledged runs again"
     )
     app = launch(
-        mosquitto.url,
+        forgetful_mosquitto.url,
         """
         @app.topic("s/<id>")
         async def handle(payload: str):
@@ -224,11 +226,11 @@ async def test_a_process_killed_while_it_acknowledges_handles_the_rest_later(
     await app.start()
     topics = [f"s/{number}" for number in range(7)]
     for count in (500, 1000, 1500):
-        await publish_all(mosquitto.url, topics, texts(500, count - 500))
+        await publish_all(forgetful_mosquitto.url, topics, texts(500, count - 500))
         await app.notes_of("handled", count - 400)
         await app.kill()
         await app.start()
-    await publish_all(mosquitto.url, topics, texts(500, 1500))
+    await publish_all(forgetful_mosquitto.url, topics, texts(500, 1500))
     handled = await app.notes_of("handled", 2000)
     assert await app.stop() == 0
     again = [payload for payload, runs in handled.items() if runs > 1]
@@ -292,6 +294,68 @@ async def test_what_is_not_done_within_the_grace_is_cancelled_and_comes_again(
     assert await app.stop() == 0
     # Those of s/1 ended behind the one that is stuck: acknowledgements leave in order.
     fault.settle(texts(6), handled, twice=["1", "3", "5"])
+
+
+@pytest.mark.parametrize("state", ["never there", "gone", "silent"])
+async def test_a_signal_ends_an_app_whose_broker_is_away(
+    mosquitto: Mosquitto, launch: Launch, fault: Row, state: str
+) -> None:
+    fault(f"row 30; SIGTERM while the broker is {state}", "exit 0, well within the grace")
+    app = launch(
+        mosquitto.url,
+        """
+        @app.topic("s/<id>")
+        async def handle(): ...
+        """,
+        MQTTAPI_GRACE="60",
+    )
+    if state == "never there":
+        mosquitto.stop()
+        app.launch()
+        await app.said("trying again")
+    else:
+        await app.start()
+        if state == "gone":
+            mosquitto.stop()
+            await app.said("connection lost")
+        else:
+            mosquitto.pause()
+    assert await app.stop() == 0
+    fault.saw("exit 0")
+
+
+async def test_a_connection_lost_while_draining_loses_nothing(
+    mosquitto: Mosquitto, proxy: Before, launch: Launch, fault: Row
+) -> None:
+    fault(
+        "row 30; the connection is reset while SIGTERM drains", "drained, exit 0; what was not acknowledged comes again"
+    )
+    between = await proxy(mosquitto.port)
+    app = launch(
+        between.url,
+        """
+        @app.topic("s/<id>")
+        async def handle(payload: str):
+            note("started", payload)
+            await opened("go")
+            note("handled", payload)
+        """,
+        MQTTAPI_MAX_IN_FLIGHT="10",
+    )
+    await app.start()
+    await publish_all(mosquitto.url, [f"s/{number}" for number in range(20)], texts(20))
+    await app.notes_of("started", 10)
+    app.send(signal.SIGTERM)
+    await app.said("finishing what was accepted")
+    between.reset()
+    app.open("go")
+    assert await app.ended() == 0
+    drained = app.noted("handled")
+    assert set(drained) == set(app.noted("started"))
+    await app.start()
+    handled = await app.notes_of("handled", 20)
+    assert await app.stop() == 0
+    fault.settle(texts(20), handled, twice=drained)
 
 
 async def test_a_stopped_process_goes_on_where_it_was(mosquitto: Mosquitto, launch: Launch, fault: Row) -> None:

@@ -11,7 +11,6 @@ from typing import Literal
 import pytest
 
 from mqttapi import App
-from mqttapi.config import Settings
 from mqttapi.service import Service
 from tests.faults.support import AppProcess, Row, app_called, consumers, publish_all, texts
 from tests.support.fake_broker import FakeBroker
@@ -101,13 +100,12 @@ async def test_a_pause_longer_than_twice_the_keepalive_costs_nothing(
     fault.settle(texts(50), handled)
 
 
-async def test_tls_with_more_than_one_record_pending_is_read_to_its_end(fault: Row) -> None:
-    fault("TLS with more than one record pending, reading paused and resumed at a window of 5", "all handled")
-    with Mosquitto(tls=True) as mosquitto:
-        app = App(
-            "tls",
-            settings=Settings(instance="faults", grace=5.0, max_in_flight=5, tls_ca_file=mosquitto.ca_file),
-        )
+@pytest.mark.parametrize("transport", ["TLS", "WebSockets"])
+async def test_what_is_decoded_and_not_parsed_is_read_to_its_end(fault: Row, transport: str) -> None:
+    """The socket has nothing more to read then, so nobody is called."""
+    fault(f"{transport} with more than one record pending, reading paused and resumed at a window of 5", "all handled")
+    with Mosquitto(persistence=False, tls=transport == "TLS", websockets=transport == "WebSockets") as mosquitto:
+        app = app_called("records", max_in_flight=5, tls_ca_file=mosquitto.ca_file if mosquitto.tls else None)
         handled: Counter[str] = Counter()
 
         @app.topic("s/<id>")
@@ -115,7 +113,7 @@ async def test_tls_with_more_than_one_record_pending_is_read_to_its_end(fault: R
             await asyncio.sleep(0)
             handled[payload[:4].decode()] += 1
 
-        async with app.running(broker=mosquitto.tls_url):
+        async with app.running(broker=mosquitto.tls_url if mosquitto.tls else mosquitto.websocket_url):
             payloads = [f"{number:04}".encode() + b"x" * (number * 37 % 5000) for number in range(800)]
             await publish_all(mosquitto.url, ["s/1", "s/2", "s/3"], payloads)
             await eventually(lambda: len(handled) == 800, within=20, what=lambda: f"{len(handled)} of 800")
