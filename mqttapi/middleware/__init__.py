@@ -18,6 +18,7 @@ from mqttapi.middleware.chain import MiddlewareFunction, MiddlewareLike, as_midd
 if TYPE_CHECKING:
     from mqttapi.middleware.builtin.access_log import AccessLog
     from mqttapi.middleware.builtin.authenticate import JWT, Authenticate, SharedSecret, Signature, sign
+    from mqttapi.middleware.builtin.circuit_breaker import CircuitBreaker
     from mqttapi.middleware.builtin.deduplicate import Deduplicate
     from mqttapi.middleware.builtin.max_age import MaxAge
     from mqttapi.middleware.builtin.ratelimit import RateLimit
@@ -27,6 +28,7 @@ __all__ = [
     "AccessLog",
     "Aliases",
     "Authenticate",
+    "CircuitBreaker",
     "Deduplicate",
     "Endpoint",
     "Layer",
@@ -44,6 +46,7 @@ __all__ = [
 
 _BUILTIN = {
     "AccessLog": "access_log",
+    "CircuitBreaker": "circuit_breaker",
     **dict.fromkeys(("JWT", "Authenticate", "SharedSecret", "Signature", "sign"), "authenticate"),
     "Deduplicate": "deduplicate",
     "MaxAge": "max_age",

@@ -157,7 +157,11 @@ class RouteTable:
         )
 
     def middleware_of(self, route: Route) -> tuple[list[MiddlewareFunction], list[MiddlewareFunction]]:
-        """What runs around a route, of app, routers and groups, and the route's own; outermost first."""
+        """What runs around a route, of app, routers and groups, and the route's own; outermost first.
+
+        Raises:
+            ConfigurationError: When a middleware, by its `check_route(route)`, is not for this route.
+        """
         without = route.options.without_middleware
         around = [
             layer.function
@@ -165,7 +169,12 @@ class RouteTable:
             for layer in self.aliases.layers_of_scope(scope, scope.scope_middleware, repr(scope))
             if not layer.is_one_of(without)
         ]
-        return around, [layer.function for layer in route.middleware]
+        inner = [layer.function for layer in route.middleware]
+        for function in (*around, *inner):
+            check = getattr(getattr(function, "__self__", None), "check_route", None)
+            if check is not None:
+                check(route)
+        return around, inner
 
     def _refuse_twice(self, declaration: Declaration, template: TopicTemplate, options: Mapping[str, Any]) -> None:
         for route in self.routes:

@@ -91,6 +91,7 @@ class Intake:
         self._mqtt5 = True
         self._flushing = False
         self._yielding = False
+        self._holds = 0
         self._unmatched_told = (-math.inf, 0)
         self._received_before = 0
         self._warned_of: Entry | None = None
@@ -213,6 +214,17 @@ class Intake:
         if self.paused:
             self._resume()
 
+    def hold(self) -> None:
+        """Read nothing more until `let_go`, which is to be called as often."""
+        self._holds += 1
+        self._pause()
+
+    def let_go(self) -> None:
+        """The end of a `hold`."""
+        self._holds -= 1
+        if self.paused:
+            self._resume()
+
     # -- what is rare -------------------------------------------------------------------------------------------
 
     def watch(self) -> None:
@@ -318,7 +330,7 @@ class Intake:
             self._port.pause()
 
     def _resume(self) -> None:
-        if not self._yielding and self._has_room():
+        if not self._yielding and not self._holds and self._has_room():
             self.paused = False
             self._port.resume()
 

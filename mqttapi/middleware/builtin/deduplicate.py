@@ -23,7 +23,7 @@ from mqttapi.errors import Drop
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
 from mqttapi.middleware.builtin.rules import is_number, require
-from mqttapi.middleware.builtin.store import PerRun, Store, patient, scope
+from mqttapi.middleware.builtin.store import PerRun, Store, check_store, patient, redis_of, scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -89,13 +89,19 @@ class Deduplicate(Middleware):
     ) -> None:
         require("Deduplicate", "ttl", ttl, lambda seconds: is_number(seconds, 1), "at least 1 s")
         require("Deduplicate", "lease", lease, lambda seconds: is_number(seconds, 1, 50), "1 to 50 s")
+        check_store("Deduplicate", store)
         self._find = finder(key, "Deduplicate")
         self._key = key
         self._lease = lease
         self._sleep = sleep
-        self._claims: PerRun[_Claims] = PerRun(
-            self, store, in_memory=lambda: _InMemory(ttl, clock), in_redis=lambda redis: _InRedis(redis, ttl, lease)
-        )
+        self._ttl = ttl
+        self._store: Store = store
+        self._clock = clock
+        self._claims = PerRun(self._claims_of)
+
+    def _claims_of(self, context: Context) -> _Claims:
+        redis = redis_of(self, self._store, context)
+        return _InMemory(self._ttl, self._clock) if redis is None else _InRedis(redis, self._ttl, self._lease)
 
     async def handle(self, context: Context, next_handler: Endpoint, /) -> Any:
         """Run what is inside, once."""

@@ -20,7 +20,7 @@ from mqttapi.errors import ConfigurationError, Drop, Reject
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
 from mqttapi.middleware.builtin.rules import is_number, require, require_choice
-from mqttapi.middleware.builtin.store import PerRun, Store, patient, scope
+from mqttapi.middleware.builtin.store import PerRun, Store, check_store, patient, redis_of, scope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -134,12 +134,17 @@ class RateLimit(Middleware):
         self.patience = max_wait if excess == "wait" else 0.0
         self._name = name
         _check(self, max_wait, burst)
+        check_store("RateLimit", store)
         self._reason = f"more than {limit} messages in {self.period:g} s"
         self._find = None if by is None else finder(by, "RateLimit")
         self._sleep = sleep
-        self._limiters: PerRun[_Limiter] = PerRun(
-            self, store, in_memory=lambda: _InMemory(self, clock), in_redis=lambda redis: _InRedis(self, redis)
-        )
+        self._store: Store = store
+        self._clock = clock
+        self._limiters = PerRun(self._limiter)
+
+    def _limiter(self, context: Context) -> _Limiter:
+        redis = redis_of(self, self._store, context)
+        return _InMemory(self, self._clock) if redis is None else _InRedis(self, redis)
 
     async def handle(self, context: Context, next_handler: Endpoint, /) -> Any:
         """Let the message through, at once or when it is its turn."""

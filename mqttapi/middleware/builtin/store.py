@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mqttapi.context import Context
 
-__all__ = ["PerRun", "Store", "patient", "scope"]
+__all__ = ["PerRun", "Store", "check_store", "patient", "redis_of", "scope"]
 
 log = logging.getLogger("mqttapi.middleware")
 
@@ -44,62 +44,65 @@ class PerRun(Generic[T]):
     """Something for each run of an app: two runs, two tests say, have nothing in common unless they share a Redis.
 
     Args:
-        owner: The middleware, whose name stands in error texts.
-        store: Where to keep it.
-        in_memory: Makes it.
-        in_redis: Makes it, with the client.
+        make: Makes it when the first message comes, which it is called with.
     """
 
-    def __init__(
-        self, owner: Access, store: Store, *, in_memory: Callable[[], T], in_redis: Callable[[Redis], T]
-    ) -> None:
-        self._name = type(owner).__name__
-        require(
-            self._name,
-            "store",
-            store,
-            lambda given: given in {"auto", "memory", "redis"} if isinstance(given, str) else hasattr(given, "evalsha"),
-            "'auto', 'memory', 'redis' or a client of redis.asyncio",
-        )
-        self._owner = owner
-        self._store = store
-        self._in_memory = in_memory
-        self._in_redis = in_redis
-        self._made: WeakKeyDictionary[object, T] = WeakKeyDictionary()
+    def __init__(self, make: Callable[[Context], T]) -> None:
+        self._make = make
+        self.made: WeakKeyDictionary[object, T] = WeakKeyDictionary()
+        """By the run."""
 
     def of(self, context: Context) -> T:
-        """That of the run that the message belongs to.
-
-        Raises:
-            ConfigurationError: When the store is to be Redis, and there is none.
-        """
+        """That of the run that the message belongs to."""
         run = OPENED.get({}).get(Backends, _NO_RUN)
         try:
-            return self._made[run]
+            return self.made[run]
         except KeyError:
-            client = self._client(run, context)
-            made = self._made[run] = self._in_memory() if client is None else self._in_redis(client)
+            made = self.made[run] = self._make(context)
             return made
 
-    def _client(self, run: object, context: Context) -> Redis | None:
-        if not isinstance(self._store, str):
-            return self._store
-        if self._store == "redis" or (self._store == "auto" and _has_redis(run)):
-            return self._owner.redis
-        if self._store == "auto" and context.route.shared:
-            log.warning(
-                "%s of the shared route %s knows of this process alone: set REDIS_URL, so that all processes share "
-                "what it knows, or store='memory' where there is one",
-                self._name,
-                context.route.name,
-            )
-        return None
+
+def check_store(owner: str, store: object) -> None:
+    """Refuse what is no `Store`.
+
+    Raises:
+        ConfigurationError: With what it may be.
+    """
+    require(
+        owner,
+        "store",
+        store,
+        lambda given: given in {"auto", "memory", "redis"} if isinstance(given, str) else hasattr(given, "evalsha"),
+        "'auto', 'memory', 'redis' or a client of redis.asyncio",
+    )
 
 
-def _has_redis(run: object) -> bool:
-    if isinstance(run, Backends) and run.settings.redis_url is not None:
+def redis_of(owner: Access, store: Store, context: Context) -> Redis | None:
+    """The client that `store` means for the app that runs; None: memory.
+
+    Raises:
+        ConfigurationError: When it is to be Redis, and there is none.
+    """
+    if not isinstance(store, str):
+        return store
+    if store == "redis" or (store == "auto" and _has_redis()):
+        return owner.redis
+    if store == "auto" and context.route.shared:
+        log.warning(
+            "%s of the shared route %s knows of this process alone: set REDIS_URL, so that all processes share what it "
+            "knows, or store='memory' where there is one",
+            type(owner).__name__,
+            context.route.name,
+        )
+    return None
+
+
+def _has_redis() -> bool:
+    opened = OPENED.get({})
+    backends = opened.get(Backends)
+    if isinstance(backends, Backends) and backends.settings.redis_url is not None:
         return True
-    return any(kind.__module__.startswith("redis.") and kind.__name__ == "Redis" for kind in OPENED.get({}))
+    return any(kind.__module__.startswith("redis.") and kind.__name__ == "Redis" for kind in opened)
 
 
 def scope(kind: str, context: Context, name: str | None = None) -> str:

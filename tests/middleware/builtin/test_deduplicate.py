@@ -129,7 +129,7 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     once = Deduplicate(KEY)
     for number in range(100):
         await fate(once, delivery(str(number)))
-    [claims] = once._claims._made.values()
+    [claims] = once._claims.made.values()
     assert len(claims._done) <= 11  # type: ignore[attr-defined]
     assert await fate(once, delivery("99")) == AGAIN
 

@@ -164,7 +164,7 @@ async def test_keys_that_nobody_uses_are_forgotten() -> None:
     for number in range(1000):
         clock.now += 1
         await fate(limiter, message(f"sensors/{number}/data"))
-    [made] = limiter._limiters._made.values()
+    [made] = limiter._limiters.made.values()
     assert len(made._times) <= 62  # type: ignore[attr-defined]
 
 
