@@ -48,6 +48,20 @@ class _Hit(NamedTuple):
     """Whether it is subscribed to on this link."""
 
 
+class _Known:
+    """What the messages of a topic are for that came for some subscriptions, and after it those that came for others.
+
+    One object for most topics: what is remembered of a hundred thousand is work for the garbage collector.
+    """
+
+    __slots__ = ("key", "next", "targets")
+
+    def __init__(self, key: Hashable, targets: tuple[Target, ...], next: _Known | None) -> None:
+        self.key = key
+        self.targets = targets
+        self.next = next
+
+
 class Dispatcher:
     """Finds the targets of the messages of one link.
 
@@ -83,7 +97,7 @@ class Dispatcher:
         self._mode = mode
         self._fallbacks = sorted(fallbacks, key=lambda runner: runner.route.template.specificity)
         self._tree: TopicTree[_Hit] = TopicTree()
-        self._cache: TopicCache[dict[Hashable, tuple[Target, ...]]] = TopicCache(CACHED_TOPICS)
+        self._cache: TopicCache[_Known] = TopicCache(CACHED_TOPICS)
         served = {each.key for each in (subscribed if own is None else own)}
         self.own = [each for each in subscribed if each.key in served]
         """What this link serves."""
@@ -101,10 +115,10 @@ class Dispatcher:
     def targets(self, topic: str, ids: tuple[int, ...] = ANY) -> tuple[Target, ...]:
         """What a message is for; empty: for nobody, where `IGNORED` means that this is as it should be."""
         known = self._cache.hot.get(topic)
-        if known is not None:
-            found = known.get(ids)
-            if found is not None:
-                return found
+        while known is not None:
+            if known.key == ids:
+                return known.targets
+            known = known.next
         return self._look_up(ids, topic, ids, retain=False)
 
     def retained_targets(self, topic: str, ids: tuple[int, ...] = ANY) -> tuple[Target, ...]:
@@ -112,18 +126,16 @@ class Dispatcher:
         return self._look_up((ids, "retain"), topic, ids, retain=True)
 
     def _look_up(self, key: Hashable, topic: str, ids: tuple[int, ...], *, retain: bool) -> tuple[Target, ...]:
-        known = self._cache.get(topic)
-        if known is None:
-            known = {}
-            self._cache.put(topic, known)
-        found = known.get(key)
-        if found is not None:
-            return found
+        known = first = self._cache.get(topic)
+        while known is not None:
+            if known.key == key:
+                return known.targets
+            known = known.next
         hits = self._tree.match(topic)
         sent_for = self._sent_for(hits, ids)
         found = self._find(topic, hits, sent_for, retain=retain)
         if sent_for:
-            known[key] = found
+            self._cache.put(topic, _Known(key, found, first))
         else:
             self.strays += 1  # not remembered, so that each is counted
         if self.on_left_behind is not None:
@@ -134,12 +146,11 @@ class Dispatcher:
 
     def _sent_for(self, hits: Sequence[_Hit], ids: tuple[int, ...]) -> list[_Hit]:
         """The subscriptions that a copy was sent for, as far as can be told."""
-        own = [hit for hit in hits if hit.own]
-        if not ids:
-            return own
         # One that has moved to another link since: what waits in this session waits nowhere else.
         named = [hit for hit in hits if hit.number in ids and (hit.own or hit.number not in self._own_numbers)]
-        return named if self._by_id else list(dict.fromkeys(own + named))
+        if ids and self._by_id:
+            return named
+        return list(dict.fromkeys([hit for hit in hits if hit.own] + named))
 
     def _find(self, topic: str, hits: Sequence[_Hit], sent_for: Sequence[_Hit], *, retain: bool) -> tuple[Target, ...]:
         levels = topic.split("/")
@@ -163,8 +174,10 @@ class Dispatcher:
             chosen = {runner: values for runner, values in chosen.items() if runner is first}
         if not chosen:
             return IGNORED
-        order = sorted(chosen, key=lambda runner: (runner.route.template.specificity, runner.index))
-        return tuple(runner.target(topic, chosen[runner]) for runner in order)
+        order = list(chosen)
+        if len(order) > 1:
+            order.sort(key=lambda runner: (runner.route.template.specificity, runner.index))
+        return tuple([runner.target(topic, chosen[runner]) for runner in order])
 
     def _unrouted(self, topic: str, hits: Sequence[_Hit], sent_for: Sequence[_Hit]) -> tuple[Target, ...]:
         """The fallback for a topic that no route matches: once, for the copy of one of its subscriptions."""
