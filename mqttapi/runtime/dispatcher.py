@@ -186,8 +186,8 @@ class Dispatcher:
             values = () if template.text == "#" else template.match(topic)  # even what begins with '$'
             if values is None:
                 continue
-            numbers = [hit.number for hit in hits if hit.runner is runner] or [hit.number for hit in hits]
-            if sent_for and min(numbers) not in {hit.number for hit in sent_for}:
+            candidates = [hit for hit in hits if hit.runner is runner] or hits
+            if sent_for and min(candidates, key=lambda hit: hit.number) not in sent_for:
                 return IGNORED
             return (runner.target(topic, values),)
         return ()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqttapi import App, ConfigurationError, Router
@@ -106,6 +106,7 @@ def test_the_first_alone_runs_where_that_is_the_rule(
     assert _routes(links.publish(topic)) == ({} if winner is None else {winner.route.name: 1})
 
 
+@example([("a/<n:int>", False, False), ("a/<n:int>", False, True)], "a/b", False, False)
 @given(APPS, st.sampled_from(TOPICS), st.booleans(), st.booleans())
 def test_what_arrives_and_matches_nothing_reaches_the_fallback_once(
     routes: list[tuple[str, Any, bool]], topic: str, by_id: bool, listening: bool
@@ -129,7 +130,7 @@ def dispatcher_of(app: App, **options: Any) -> tuple[Dispatcher, list[tuple[str,
     fallbacks = [runner for runner in runners if runner.route.fallback]
     dispatcher = Dispatcher(subscriptions(runners, "g"), fallbacks=fallbacks, **options)
     left: list[tuple[str, int]] = []
-    dispatcher.on_left_behind = lambda topic, number, filter: left.append((topic, number))
+    dispatcher.on_left_behind = lambda topic, number, _: left.append((topic, number))
     return dispatcher, left
 
 
@@ -174,7 +175,7 @@ def test_what_waits_for_a_subscription_that_has_moved_to_another_link_is_not_los
     wanted = subscriptions(runners, "g")
     first = Dispatcher(wanted, wanted[:1])
     left: list[str | None] = []
-    first.on_left_behind = lambda topic, number, filter: left.append(filter)
+    first.on_left_behind = lambda _topic, _number, text: left.append(text)
     assert names(first.targets("a/b", (subscription_id("a/#"),))) == ["a/#"]
     assert names(first.targets("a/b", (subscription_id("a/+"),))) == ["a/<x>"]
     assert left == ["a/+"]
