@@ -46,7 +46,6 @@ log = logging.getLogger("mqttapi.contrib.routemq")
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _RENAMED: Final = {
-    "LOG_LEVEL": "MQTTAPI_LOG_LEVEL",
     "MQTT_TLS_CA_CERTS": "MQTT_TLS_CA_FILE",
     "MQTT_TLS_CERTFILE": "MQTT_TLS_CERT_FILE",
     "MQTT_TLS_KEYFILE": "MQTT_TLS_KEY_FILE",
@@ -243,27 +242,25 @@ def settings(env_file: str | Path | None = ".env") -> Settings:
     """The settings from RouteMQ's environment names; MQTTAPI's own names come before them.
 
     Args:
-        env_file: Read too, where there is such a file; None: only the environment.
+        env_file: Read too, where there is such a file, and `--env-file` names no other one.
 
     Raises:
         ConfigurationError: When one is wrong.
     """
-    file = Path(env_file) if env_file and Path(env_file).is_file() else None
+    named = os.environ.get("MQTTAPI_ENV_FILE") or env_file
+    file = Path(named) if named and Path(named).is_file() else None
     found = {**(dotenv_values(file) if file else {}), **os.environ}
-    variables = {name: value for name, value in found.items() if value}
-    given = dict(_translated(variables))
-    if file is not None and not os.environ.get("MQTTAPI_ENV_FILE"):
-        given["env_file"] = file
-    return Settings(**given)
+    given = _translated({name: value for name, value in found.items() if value})
+    return Settings(**given, env_file=file)
 
 
-def _translated(variables: Mapping[str, str]) -> Mapping[str, Any]:
+def _translated(variables: Mapping[str, str]) -> dict[str, Any]:
     """Keywords of `Settings` for RouteMQ's names, so far as MQTTAPI's own are not given."""
     given: dict[str, Any] = {"group_name": variables.get("MQTT_GROUP_NAME", "mqtt_framework_group")}
     with_tls = _is_true(variables, "MQTT_TLS_ENABLED")
     for name, ours in _RENAMED.items():
-        if name in variables and ours not in variables and (with_tls or not name.startswith("MQTT_TLS_")):
-            given[ours.partition("_")[2].lower()] = variables[name]
+        if with_tls and name in variables and ours not in variables:
+            given[ours.removeprefix("MQTT_").lower()] = variables[name]
     if with_tls and "MQTT_URL" not in variables:
         broker, port = variables.get("MQTT_BROKER", "localhost"), variables.get("MQTT_PORT", "1883")
         given["url"] = f"mqtts://{broker}:{port}"

@@ -273,8 +273,6 @@ def test_nothing_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"DB_HOST": "d", "DB_USER": "u", "DB_PASSWORD": "p", "DB_NAME": "n"}, {
             "database_url": "mysql+aiomysql://u:p@d:3306/n"}),
         ({"DATABASE_URL": "postgres://u:p@d/n"}, {"database_url": "postgresql+asyncpg://u:p@d/n"}),
-        ({"LOG_LEVEL": "WARNING"}, {"log_level": "warning"}),
-        ({"LOG_LEVEL": "WARNING", "MQTTAPI_LOG_LEVEL": "debug"}, {"log_level": "debug"}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("source", ["environment", "file"])
