@@ -87,6 +87,7 @@ class App:
             `RouterRegistry`.
         redis: Whether the app starts, and is ready, though Redis does not answer. Handlers that use it fail then, and
             succeed again when it is back.
+        system_topics: Whether the app may publish to topics that begin with `$`, which brokers keep for themselves.
         options: Defaults of all routes; see `SharedOptions`. `middleware` is outermost, `dependencies` run first.
 
     Raises:
@@ -108,6 +109,7 @@ class App:
         credentials: Callable[[], Awaitable[object]] | None = None,
         discover: str | None = None,
         redis: Literal["required", "optional"] = "required",
+        system_topics: bool = False,
         **options: Unpack[SharedOptions],
     ) -> None:
         given: dict[str, Any] = dict(options)
@@ -144,7 +146,7 @@ class App:
         self.dependency_overrides: dict[object, object] = {}
         """In tests: `app.dependency_overrides[session] = fake`; read when the app starts. Takes functions and the
         types of resources; an overridden resource is never opened."""
-        self.publisher = Publisher()
+        self.publisher = Publisher(system_topics=system_topics)
         self.router = Router(middleware=given.pop("middleware", ()))
         self.resources: dict[type, Resource] = {}
         self.exception_handlers: dict[type[Exception], ExceptionHandler] = {}

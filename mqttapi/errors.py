@@ -1,23 +1,23 @@
 """Every error that MQTTAPI raises, in one tree.
 
-    MQTTAPIError
-    ├── ConfigurationError          the program is wrong: a route, a signature, a setting, a call
-    │   ├── InvalidTopic            not a topic name          (also a ValueError)
-    │   ├── InvalidTopicFilter      not a topic filter        (also a ValueError)
-    │   └── InvalidTemplate         not a topic template      (also a ValueError)
-    ├── MessageError                the message is wrong: rejected, never retried
-    │   ├── InvalidPayload          the payload does not validate
-    │   ├── InvalidParameter        a level of the topic, or a user property, does not validate
-    │   └── Reject                  a handler refuses the message
-    ├── BrokerError                 the network or the broker
-    │   ├── ConnectionRefused       CONNACK or SUBACK said no
-    │   ├── NotConnected            there was no connection in time
-    │   ├── PublishRefused          the broker, or a limit it announced, refuses a publish
-    │   └── PublishQueueFull        the queue of outgoing messages is full
-    ├── ResourceUnavailable         Redis or the database does not answer
-    ├── HandlerStuck                a thread cannot be stopped: the process has to end
-    ├── Drop                        a handler asks: forget this message
-    └── RetryLater                  a handler asks: run it again in a moment
+MQTTAPIError
+├── ConfigurationError          the program is wrong: a route, a signature, a setting, a call
+│   ├── InvalidTopic            not a topic name          (also a ValueError)
+│   ├── InvalidTopicFilter      not a topic filter        (also a ValueError)
+│   └── InvalidTemplate         not a topic template      (also a ValueError)
+├── MessageError                the message is wrong: rejected, never retried
+│   ├── InvalidPayload          the payload does not validate
+│   ├── InvalidParameter        a level of the topic, or a user property, does not validate
+│   └── Reject                  a handler refuses the message
+├── BrokerError                 the network or the broker
+│   ├── ConnectionRefused       CONNACK or SUBACK said no
+│   ├── NotConnected            there was no connection in time
+│   ├── PublishRefused          the broker, or a limit it announced, refuses a publish
+│   └── PublishQueueFull        the queue of outgoing messages is full
+├── ResourceUnavailable         Redis or the database does not answer
+├── HandlerStuck                a thread cannot be stopped: the process has to end
+├── Drop                        a handler asks: forget this message
+└── RetryLater                  a handler asks: run it again in a moment
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class ResourceUnavailable(MQTTAPIError):
 
 class HandlerStuck(MQTTAPIError):
     """Raised out of a run when a plain `def` took longer than its `timeout`: nothing but the end of the process stops
-    its thread, and until then its message is neither acknowledged nor handled again."""
+    its thread, and until then its message is neither acknowledged nor handled again.
+    """
 
 
 class Drop(MQTTAPIError):

@@ -65,7 +65,8 @@ async def serve(app: App, broker: str | None, *, whole_program: bool = False) ->
 
 def _signals() -> tuple[int, ...]:
     """What asks the app to stop. A hang-up (the terminal or the parent is gone) may come several times, as Linux sends
-    one for each thread of a parent that dies; `nohup` has it ignored."""
+    one for each thread of a parent that dies; `nohup` has it ignored.
+    """
     if _HANG_UP is None or signal.getsignal(_HANG_UP) == signal.SIG_IGN:
         return (signal.SIGTERM, signal.SIGINT)
     return (signal.SIGTERM, signal.SIGINT, _HANG_UP)

@@ -213,11 +213,11 @@ async def test_a_link_that_is_lost_makes_the_app_not_ready(fake_broker: FakeBrok
     for template in ("a/<x>", "<x>/b"):
         count(app, handled, template, template)
     async with app.running(broker=fake_broker.url):
-        assert app.readiness == ()
+        assert not app.readiness
         fake_broker.reply(PacketType.CONNECT, None)
         consumers(fake_broker)[1].reset()
-        await eventually(lambda: app.readiness)
-        assert app.readiness[0].startswith("lost-test-0-l1: connection lost")
+        reasons = await eventually(lambda: app.readiness)
+        assert reasons[0].startswith("lost-test-0-l1: connection lost")
         fake_broker.reply(PacketType.CONNECT, connack())
 
 

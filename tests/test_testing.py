@@ -253,6 +253,17 @@ async def test_publishing_before_the_start_says_so() -> None:
         await App().publish("s", "x")
 
 
+async def test_system_topics_are_for_apps_that_ask_for_them() -> None:
+    for app in (App(), App(system_topics=True)):
+        async with TestClient(app) as client:
+            if not app.publisher.system_topics:
+                with pytest.raises(InvalidTopic, match=r"App\(system_topics=True\) allows them"):
+                    await app.publish("$SYS/x")
+            else:
+                await app.publish("$SYS/x")
+                assert client.published[0].topic == "$SYS/x"
+
+
 async def test_an_invalid_topic_is_refused() -> None:
     async with TestClient(App()) as client:
         with pytest.raises(InvalidTopic):

@@ -61,5 +61,9 @@ Factory = Annotated[bool, typer.Option("--factory", help="The target is a functi
 Qos = Annotated[Literal[0, 1, 2], typer.Option(parser=_qos, metavar="0|1|2", help="The quality of service.")]
 Target = Annotated[
     str | None,
-    typer.Argument(metavar="[MODULE:APP]", help="Where the App is.", show_default="main:app, else app:app, else the routers in app/routers"),
+    typer.Argument(
+        metavar="[MODULE:APP]",
+        help="Where the App is.",
+        show_default="main:app, else app:app, else the routers in app/routers",
+    ),
 ]

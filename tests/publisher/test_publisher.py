@@ -15,6 +15,8 @@ from mqttapi.publisher import NO_REPLY, Publish, Publisher, PublishResult
 class Outbox:
     """An `Outgoing` that confirms at once, or never."""
 
+    has_properties = True
+
     def __init__(self, *, confirms: bool = True) -> None:
         self.sent: list[Publish] = []
         self.confirms = confirms
