@@ -121,7 +121,8 @@ class Context(MutableMapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         return key in self._keys()
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return id(self)
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Delivery", "SyncTestClient", "TestClient"]
 
 Kind = Literal["done", "dropped", "rejected", "failed", "unmatched"]
+_UNMATCHED: Kind = "unmatched"
 _WORST_LAST: tuple[Kind, ...] = ("unmatched", "done", "dropped", "rejected", "failed")
 
 
@@ -48,7 +49,7 @@ class Delivery:
     def outcome(self) -> Kind:
         """`done`, `dropped`, `rejected` or `failed`; of several routes the worst; `unmatched` when there is none."""
         kinds: list[Kind] = [outcome.kind for outcome in self.outcomes.values()]
-        return max(kinds, key=_WORST_LAST.index, default="unmatched")
+        return max(kinds or [_UNMATCHED], key=_WORST_LAST.index)
 
     @property
     def dead_letter(self) -> str | None:
