@@ -10,8 +10,8 @@ import socket
 import struct
 import time
 
-from benchmarks.fake_broker import count_acks, text, varint
 from benchmarks.workload import stamped, topic_of
+from mqttapi.cli.fake_broker import count_acks, text, varint
 
 TICK = 0.001
 IN_FLIGHT = 100

@@ -10,16 +10,18 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from mqttapi.config import ClientIdInUse
 from mqttapi.errors import ConnectionRefused, HandlerStuck, MQTTAPIError
 from mqttapi.service import Service, Stopped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mqttapi.app import App
 
-__all__ = ["exit_code", "run", "serve"]
+__all__ = ["exit_code", "loop_factory", "run", "serve", "tune_garbage_collector"]
 
 log = logging.getLogger("mqttapi")
 
@@ -52,7 +54,7 @@ async def serve(app: App, broker: str | None, *, whole_program: bool = False) ->
     try:
         async with service.connected(broker):
             if whole_program:
-                _tune_garbage_collector()
+                tune_garbage_collector()
             await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
     except Stopped:
         return
@@ -72,9 +74,10 @@ def _signals() -> tuple[int, ...]:
     return (signal.SIGTERM, signal.SIGINT, _HANG_UP)
 
 
-def _tune_garbage_collector() -> None:
-    # What stands at the start stays, so it is not looked at again; and messages are objects by the thousands, few of
-    # them in cycles, so the youngest generation may be larger.
+def tune_garbage_collector() -> None:
+    """What stands at the start stays, so it is not looked at again; and messages are objects by the thousands, few of
+    them in cycles, so the youngest generation may be larger.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -86,17 +89,20 @@ def exit_code(error: MQTTAPIError) -> int:
     return EXIT_TAKEN_OVER if taken or isinstance(error, ClientIdInUse) else EXIT_FAILED
 
 
-def run(app: App, broker: str | None) -> None:
-    """See `App.run`."""
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the loop of an app that is the whole program: uvloop, where it is installed."""
     try:
         import uvloop
-
-        factory: Any = uvloop.new_event_loop
     except ImportError:
-        factory = None
+        return None
+    return uvloop.new_event_loop
+
+
+def run(app: App, broker: str | None) -> None:
+    """See `App.run`."""
     code = 0
     try:
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve(app, broker, whole_program=True))
     except (ClientIdInUse, ConnectionRefused, HandlerStuck) as error:
         log.error("%s", error)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mqttapi.cli.bench import bench
 from mqttapi.cli.dead import dead
 from mqttapi.cli.dev import dev
 from mqttapi.cli.messages import pub, sub
@@ -43,6 +44,6 @@ def _everywhere(
     pass
 
 
-for _command in (run, dev, routes, pub, sub, new, make):
+for _command in (run, dev, routes, pub, sub, new, make, bench):
     program.command()(_command)
 program.add_typer(dead, name="dead")
