@@ -166,13 +166,15 @@ class AppProcess:
     def notes(self) -> list[str]:
         """Every line that the app has noted, over all its starts."""
         if self._notes.exists():
-            with self._notes.open() as file:
+            with self._notes.open("rb") as file:
                 file.seek(self._read)
-                for line in file.read().splitlines():
-                    word, _, rest = line.partition(" ")
-                    self._noted[word][rest] += 1
-                    self._lines.append(line)
-                self._read = file.tell()
+                new = file.read()
+            new = new[: new.rfind(b"\n") + 1]  # a line that is being written may be seen in part
+            self._read += len(new)
+            for line in new.decode().splitlines():
+                word, _, rest = line.partition(" ")
+                self._noted[word][rest] += 1
+                self._lines.append(line)
         return self._lines
 
     def noted(self, word: str) -> Counter[str]:
@@ -180,11 +182,14 @@ class AppProcess:
         self.notes()
         return self._noted[word].copy()
 
+    def distinct(self, word: str) -> int:
+        """How many different things were noted behind `word`."""
+        self.notes()
+        return len(self._noted[word])
+
     async def notes_of(self, word: str, count: int = 1, *, within: float = 15.0) -> Counter[str]:
         """Wait until so many different things were noted behind `word`."""
-        await eventually(
-            lambda: self.notes() and len(self._noted[word]) >= count, within=within, what=lambda: self._state(word)
-        )
+        await eventually(lambda: self.distinct(word) >= count, within=within, what=lambda: self._state(word))
         return self.noted(word)
 
     async def said(self, text: str, *, times: int = 1, within: float = 20.0) -> None:
