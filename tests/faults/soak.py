@@ -7,7 +7,8 @@ have been handled (or dead-lettered, where its handler always raises), and each 
 explained by what the proxy before the broker has seen: the broker delivered the message again, because it had not read
 an acknowledgement when a fault ended the connection of the delivery before. mosquitto reads one packet of a connection
 at a time, so acknowledgements may be long under way; but it reads them in order, so those that it has not read are the
-last ones of their connection: if one message comes again, so must all that were acknowledged behind it.
+last ones of their connection: if one message comes again, so must all that were acknowledged behind it. The one other
+rule is for mosquitto 2.0.11: over a restart it forgets that it has sent PUBREL, and sends the PUBLISH again.
 
 Exit code 1 else. The fault table goes to stdout as markdown, and the evidence to a directory that is named there.
 """
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 TO_BROKER, TO_CLIENT = Direction
 
+RESTART = "broker restart"
 BACKLOG = 500
 """Messages that may be published and not handled."""
 QUIET = 60.0
@@ -100,8 +102,11 @@ class Delivery:
     """One PUBLISH that the app was sent."""
 
     connection: int
-    turn: int | None
-    """Its acknowledgement's place among all of the connection; None when none was seen."""
+    moment: float
+    turn: int | None = None
+    """The place of its PUBACK or PUBREC among those of the connection; None when there was none."""
+    released: bool = False
+    """QoS 2: whether PUBREL came."""
 
 
 class Soak:
@@ -192,7 +197,7 @@ class Soak:
 
     async def _fault(self) -> None:
         kinds: list[tuple[str, str, Callable[[], Awaitable[None]]]] = [
-            ("broker restart", "subscribed again, nothing lost", self._restart_broker),
+            (RESTART, "subscribed again, nothing lost", self._restart_broker),
             ("broker stopped (SIGSTOP) for a while", "given up, resumed", self._pause_broker),
             ("connections reset", "resumed, what ran is joined", self._reset),
             ("connection cut within a packet", "no partial message", self._cut),
@@ -292,6 +297,7 @@ class Soak:
             "\n".join([*self._table(len(missing), len(rules)), "", *self._summary(runs, rules), *bad[:40]]), flush=True
         )
         (self.directory / "timeline").write_text(self._timeline())
+        (self.directory / "broker.log").write_text(self.mosquitto.log())
         return not bad and bool(self.published)
 
     def _table(self, lost: int, twice: int) -> Iterator[str]:
@@ -339,16 +345,22 @@ class Soak:
         """The rule by which a message ran more than once; None when there is none."""
         if len(deliveries) < runs:
             return None
-        for each in deliveries[:-1]:
-            if self._behind(each.connection) is None:
-                return None
-            if each.turn is not None and each.turn < read[each.connection]:
-                return None
-        fault = self._behind(deliveries[0].connection)
-        assert fault is not None
-        fault.twice += 1
-        lost = all(each.turn is None for each in deliveries[:-1])
-        return f"{'not acknowledged' if lost else 'acknowledgement not read by the broker'} when its connection ended"
+        first = self._behind(deliveries[0].connection)
+        rules = {self._why_again(each, following, read) for each, following in itertools.pairwise(deliveries)}
+        if first is None or None in rules:
+            return None
+        first.twice += 1
+        return max(filter(None, rules))
+
+    def _why_again(self, each: Delivery, following: Delivery, read: dict[int, int]) -> str | None:
+        if each.turn is None:
+            return "not acknowledged when its connection ended"
+        if each.turn >= read[each.connection]:
+            return "the broker had not read its acknowledgement when its connection ended"
+        restarts = self.faults[RESTART].intervals if RESTART in self.faults else []
+        if each.released and any(each.moment < began < following.moment for began, _ in restarts):
+            return "the broker was restarted behind PUBREL, and sent PUBLISH again"
+        return None
 
     def _read(self, deliveries: dict[str, list[Delivery]]) -> dict[int, int]:
         """Per connection how many acknowledgements the broker must have read: those of messages that came no more."""
@@ -377,13 +389,19 @@ class Soak:
         for number, connection in enumerate(self.proxy.connections):
             owed: dict[tuple[PacketType, int], Delivery] = {}
             turns = itertools.count()
-            for packet in _in_order(connection):
+            for moment, packet in _in_order(connection):
+                answer = (packet.kind, packet.packet_id)
                 if packet.kind is PacketType.PUBLISH and not packet.topic.startswith("dead/"):
-                    delivery = Delivery(number, None)
+                    delivery = Delivery(number, moment)
                     owed[_ANSWERS[packet.qos], packet.packet_id] = delivery
                     found[packet.payload.decode()].append(delivery)
-                elif (packet.kind, packet.packet_id) in owed:
-                    owed.pop((packet.kind, packet.packet_id)).turn = next(turns)
+                elif answer in owed and packet.kind is PacketType.PUBREL:
+                    owed.pop(answer).released = True
+                elif answer in owed:
+                    delivery = owed.pop(answer)
+                    delivery.turn = next(turns)
+                    if packet.kind is PacketType.PUBREC:
+                        owed[PacketType.PUBREL, packet.packet_id] = delivery
         return found
 
     def _say(self, text: str) -> None:
@@ -393,9 +411,9 @@ class Soak:
 _ANSWERS = {1: PacketType.PUBACK, 2: PacketType.PUBREC}
 
 
-def _in_order(connection: ProxyConnection) -> Iterator[Packet]:
+def _in_order(connection: ProxyConnection) -> Iterator[tuple[float, Packet]]:
     """Messages to the app and its acknowledgements, in order, until the connection ended."""
-    kinds = {TO_CLIENT: {PacketType.PUBLISH}, TO_BROKER: set(_ANSWERS.values())}
+    kinds = {TO_CLIENT: {PacketType.PUBLISH, PacketType.PUBREL}, TO_BROKER: set(_ANSWERS.values())}
     streams = [
         [
             (moment, packet)
@@ -404,7 +422,7 @@ def _in_order(connection: ProxyConnection) -> Iterator[Packet]:
         ]
         for direction in (TO_CLIENT, TO_BROKER)
     ]
-    return (packet for _, packet in heapq.merge(*streams, key=lambda each: each[0]))
+    return heapq.merge(*streams, key=lambda each: each[0])
 
 
 def main() -> int:
