@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,8 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_PROPERTIES", "Message", "Properties", "printable"]
 
 
-@dataclass(frozen=True, slots=True)
-class Properties:
+class Properties(NamedTuple):
     """The properties of an MQTT 5 PUBLISH [MQTT5 §3.3.2.3]; all empty on MQTT 3.1.1."""
 
     content_type: str | None = None
