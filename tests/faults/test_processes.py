@@ -425,7 +425,7 @@ async def test_a_clock_that_jumps_changes_nothing(
     fault(f"row 29; the clock jumps by {offset[:-1]} hours (libfaketime)", "no time-out, no reconnect, no second run")
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
-        reason = "libfaketime is not installed (apt-get install libfaketime)"
+        reason = "libfaketime is not installed (scripts/test installs it with apt-get where it may)"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
