@@ -24,6 +24,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from mqttapi.context import Context
+from mqttapi.runtime.ordering import key_function
 from mqttapi.runtime.outcome import DONE, Outcome
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ class Runner:
         self.queue = queue  # where messages of QoS 0 may be dropped
         self.again = again  # where it is not within the endpoint: what to do when that raises
         self.timeout = route.timeout
-        self.order = order = route.ordered_by
-        self.key_of: Callable[[Message], Hashable] | None = order if callable(order) else None
+        self.order = route.ordered_by
+        self.key_of = key_function(route)
         # Runs without a lane are counted by way of a limit that is never reached.
         self.limit = route.concurrency or (sys.maxsize if self.order is None else None)
         self.running = 0  # counted only where there is a limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -206,6 +207,25 @@ async def test_a_function_of_the_message_is_the_key() -> None:
         bench.give(*(Message("a", key) for key in (b"x", b"x", b"y", b"y")))
         await bench.workers.drain()
         assert [outcome for _, outcome in bench.ended_runs] == [DONE] * 4
+
+
+async def test_a_message_whose_key_cannot_be_made_is_ordered_by_its_topic(caplog: pytest.LogCaptureFixture) -> None:
+    """One that reads the payload meets whatever a device sends."""
+    seen: list[str] = []
+
+    async def handler(run: Run) -> None:
+        seen.append(f"{run.message.topic} {run.message.payload.decode()}")
+        await asyncio.sleep(0)
+
+    def device(message: Message) -> Any:
+        return json.loads(message.payload)
+
+    async with Bench(handler, ordered_by=device).running() as bench:
+        bench.give(Message("a", b"?"), Message("a", b"!"), Message("b", b"[1]"), Message("a", b"1"))
+        await bench.workers.drain()
+    assert sorted(seen) == ["a !", "a 1", "a ?", "b [1]"]
+    assert seen.index("a ?") < seen.index("a !")
+    assert [record.exc_info is not None for record in caplog.records] == [True] * 3
 
 
 async def test_a_handler_that_takes_too_long_is_cancelled_and_the_next_runs() -> None:
