@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
+import trustme
 
 from mqttapi import App
 from mqttapi.service import Service
@@ -16,6 +20,7 @@ from tests.faults.support import AppProcess, Row, app_called, consumers, publish
 from tests.support.fake_broker import FakeBroker
 from tests.support.mosquitto import Mosquitto
 from tests.support.packets import Packet, PacketType, connack, publish
+from tests.support.process import HOST, free_port
 from tests.support.proxy import Direction, Proxy
 from tests.support.waiting import eventually
 
@@ -118,6 +123,67 @@ async def test_what_is_decoded_and_not_parsed_is_read_to_its_end(fault: Row, tra
             await publish_all(mosquitto.url, ["s/1", "s/2", "s/3"], payloads)
             await eventually(lambda: len(handled) == 800, within=20, what=lambda: f"{len(handled)} of 800")
     fault.settle([f"{number:04}" for number in range(800)], handled)
+
+
+async def test_what_tls_has_decrypted_behind_the_connack_is_read_at_once(
+    fake_broker: FakeBroker, fault: Row, tmp_path: Path
+) -> None:
+    """CONNACK and messages of the session in one record: the socket is empty, and stays so until they are answered."""
+    fault(
+        "TLS: messages in the record of the CONNACK, nothing behind it", "handled without another byte from the broker"
+    )
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    messages = b"".join(publish("s/1", payload.encode(), qos=1, packet_id=int(payload) + 1) for payload in texts(5))
+    fake_broker.reply(
+        PacketType.CONNECT,
+        lambda c, p: connack(session_present=True) + messages if not p.connect.clean_start else connack(),
+    )
+    fake_broker.reply(PacketType.SUBSCRIBE, None)
+    app = app_called("pending", tls_ca_file=tmp_path / "ca.pem")
+    handled: Counter[str] = Counter()
+
+    @app.topic("s/<id>")
+    async def handle(payload: str) -> None:
+        handled[payload] += 1
+
+    async def run() -> None:
+        async with app.running(broker=f"mqtts://localhost:{port}"):
+            await asyncio.Event().wait()
+
+    async with _tls_before(fake_broker.port, authority) as port:
+        task = asyncio.create_task(run())
+        connection = await fake_broker.subscribed()
+        await connection.wait_for(PacketType.PUBACK, 5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    fault.settle(texts(5), handled)
+
+
+@asynccontextmanager
+async def _tls_before(target: int, authority: trustme.CA) -> AsyncIterator[int]:
+    """A port where TLS is taken off before `target`: what the broker writes at once is one record."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.CancelledError):
+            from_broker, to_broker = await asyncio.open_connection(HOST, target)
+            await asyncio.gather(pump(reader, to_broker), pump(from_broker, writer))
+
+    port = free_port()
+    server = await asyncio.start_server(serve, "localhost", port, ssl=context)
+    try:
+        yield port
+    finally:
+        server.close()
 
 
 async def test_a_suback_behind_a_full_window_is_waited_for(
