@@ -27,8 +27,8 @@ __all__ = ["ANY", "IGNORED", "Dispatcher"]
 ANY: Final[tuple[int, ...]] = ()
 """In place of subscription identifiers: the message came without one."""
 
-CACHED_TOPICS = 65_536
-"""Topics whose targets are remembered, per generation."""
+CACHED_TOPICS = 131_072
+"""Topics whose targets are remembered, some 400 bytes each: half as many that come in turn are always known."""
 
 
 class _Ignored(tuple["Target", ...]):

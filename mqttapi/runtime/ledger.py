@@ -296,8 +296,11 @@ class Ledger:
                     break
                 popped.append(entry)
                 size += entry.size
-            for entry in popped:
-                del queue[entry.packet_id]
+            if len(popped) == len(queue):
+                queue.clear()
+            else:
+                for entry in popped:
+                    del queue[entry.packet_id]
         else:
             completed = self._completed[qos - 1]
             for entry in completed:
