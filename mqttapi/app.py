@@ -19,6 +19,7 @@ from mqttapi.routing.table import RouteTable
 from mqttapi.runtime.exception_handlers import check_exception_handler
 from mqttapi.runtime.stats import Stats
 from mqttapi.topics import validate_filter
+from mqttapi.workers.plan import Worker
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mqttapi.runtime.exception_handlers import ExceptionHandler
     from mqttapi.service import Service
     from mqttapi.topics import Constraint
+    from mqttapi.workers.plan import Placement
 
 __all__ = ["App", "State"]
 
@@ -72,6 +74,8 @@ class App:
         settings: In place of those from the environment and `.env`.
         lifespan: `async with lifespan(app):` is around the whole run; open here what the app needs.
         dispatch: Which routes get a message that several match: `all` of them, or the `first` registered.
+        placement: Of routes that are not shared: all on the `first` process of the pool, or `spread` over it, each on
+            one.
         overlap: How each route gets its own messages where filters overlap: by the subscription `ids` of MQTT 5, where
             the broker has them, or by `links`, connections on none of which two filters overlap. For brokers that send
             one copy with only one of the ids.
@@ -102,6 +106,7 @@ class App:
         settings: Settings | None = None,
         lifespan: Callable[[App], AbstractAsyncContextManager[None]] | None = None,
         dispatch: Literal["all", "first"] = "all",
+        placement: Placement = "first",
         overlap: Literal["ids", "links"] = "ids",
         ack_order: Literal["arrival", "completed"] = "arrival",
         former_filters: Sequence[str] = (),
@@ -115,6 +120,7 @@ class App:
         given: dict[str, Any] = dict(options)
         check(given, f"App({name!r})")
         _one_of(name, "dispatch", dispatch, ("all", "first"))
+        _one_of(name, "placement", placement, ("first", "spread"))
         _one_of(name, "overlap", overlap, ("ids", "links"))
         _one_of(name, "ack_order", ack_order, ("arrival", "completed"))
         for text in former_filters:
@@ -136,6 +142,7 @@ class App:
         self.settings = settings
         self.lifespan = lifespan
         self.dispatch: Literal["all", "first"] = dispatch
+        self.placement: Placement = placement
         self.overlap = overlap
         self.ack_order = ack_order
         self.former_filters = tuple(former_filters)
@@ -417,6 +424,11 @@ class App:
     def stats(self) -> Stats:
         """What has been counted since the app was started; all zero when it is not running."""
         return Stats() if self._service is None else self._service.stats()
+
+    @property
+    def worker(self) -> Worker:
+        """Which process of the pool this is: `app.worker.slot` is 0, 1, 2 and so on, and stays over restarts."""
+        return Worker() if self._service is None else self._service.worker
 
     # -- running ------------------------------------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ class Consumer:
         """Decide on the links, and start the others; gives what the first one is for."""
         service = self._service
         self._by_id = service.app.overlap == "ids" and connack.subscription_ids_available
-        first, *others = plan(service.subscribed, by_id=self._by_id)
+        first, *others = plan(service.own, by_id=self._by_id)
         self._tell(others)
         options = replace(self._options, protocol=options.protocol)
         for other in others:
@@ -142,6 +142,8 @@ class Consumer:
                 if not self._by_id
                 else "isolated routes have their own",
             )
+        if self._service.worker.slot:
+            return  # the first process of a pool says it
         effect = "runs both" if self._service.app.dispatch == "all" else "runs the first"
         for number, (route, other) in enumerate(overlapping_routes(self._service.subscribed)):
             if number == _PAIRS_SHOWN:

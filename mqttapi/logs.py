@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -28,14 +29,21 @@ _INDENT: Final = "    "
 K = TypeVar("K", bound=Hashable)
 
 
-def configure(level: str = "info", format: Literal["plain", "json"] = "plain", *, stream: TextIO | None = None) -> None:
+def configure(
+    level: str = "info",
+    format: Literal["plain", "json"] = "plain",
+    *,
+    stream: TextIO | None = None,
+    slot: int | None = None,
+) -> None:
     """Log everything from `level` (debug, info, warning, error, critical) up, to `stream` (stderr unless given).
 
+    A worker gives its `slot`: its records say it, and the process's id, as they share a stream with those of others.
     Sets the root logger's level and adds one handler to it; called again, it replaces that handler and no other.
     """
     handler = logging.StreamHandler(stream)
     handler.set_name("mqttapi")
-    handler.setFormatter(JSONFormatter() if format == "json" else PlainFormatter())
+    handler.setFormatter(JSONFormatter(slot) if format == "json" else PlainFormatter(slot))
     root = logging.getLogger()
     for former in [former for former in root.handlers if former.get_name() == "mqttapi"]:
         root.removeHandler(former)
@@ -44,17 +52,31 @@ def configure(level: str = "info", format: Literal["plain", "json"] = "plain", *
 
 
 class PlainFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00.000Z WARNING mqttapi.transport: text`, a traceback indented beneath it."""
+    """`2026-01-31 12:00:00.000Z WARNING mqttapi.transport: text`, a traceback indented beneath it.
+
+    Of a worker: `2026-01-31 12:00:00.000Z WARNING [0 4711] mqttapi.transport: text`, with its slot and process id.
+    """
+
+    def __init__(self, slot: int | None = None) -> None:
+        super().__init__()
+        self._worker = "" if slot is None else f"[{slot} {os.getpid()}] "
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, or several where there is a traceback: only the first of them is not indented."""
         when = _time(record).replace("T", " ")
-        first = f"{when} {record.levelname:<8}{printable(record.name)}: {printable(record.getMessage())}"
+        first = f"{when} {record.levelname:<8}{self._worker}{printable(record.name)}: {printable(record.getMessage())}"
         return f"\n{_INDENT}".join((first, *_details(record)))
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object per line, in ASCII: time, level, logger, message, what `extra=` holds, and `traceback`."""
+    """One JSON object per line, in ASCII: time, level, logger, message, what `extra=` holds, and `traceback`.
+
+    Of a worker also `slot` and `pid`.
+    """
+
+    def __init__(self, slot: int | None = None) -> None:
+        super().__init__()
+        self._worker: dict[str, object] = {} if slot is None else {"slot": slot, "pid": os.getpid()}
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, with a traceback too."""
@@ -63,6 +85,7 @@ class JSONFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._worker,
         }
         if details := "\n".join(_details(record)):
             fields["traceback"] = details

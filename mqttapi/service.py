@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import os
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,7 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import Hooks
 from mqttapi.injection import compile_plan
 from mqttapi.injection.methods import Method
+from mqttapi.message import printable
 from mqttapi.middleware import compose
 from mqttapi.opening import Opening
 from mqttapi.resources.access import OPENED
@@ -44,9 +46,10 @@ from mqttapi.runtime.policy import Policy, noting_return
 from mqttapi.runtime.spool import Spool
 from mqttapi.runtime.stats import Stats, route_stats
 from mqttapi.runtime.watchdog import Watchdog
+from mqttapi.workers.plan import Plan, Worker, wanted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 
     from mqttapi.app import App
     from mqttapi.config import Broker
@@ -67,6 +70,8 @@ _STARTING: Final = "the app is starting"
 _STOPPING: Final = "the app is stopping"
 _FOR_MESSAGES: Final = 0.9
 """Share of the grace after which messages are cancelled: the rest is for connections and the end of the lifespan."""
+_UNTIL_STUCK: Final = 5.0
+"""Seconds beyond its time-out after which a handler is taken to stand still."""
 _GOODBYE: Final = 2.0
 """Seconds that a broker has to answer a DISCONNECT, at most."""
 
@@ -76,11 +81,30 @@ class Stopped(Exception):
 
 
 class Service:
-    """One run of an app."""
+    """One run of an app.
 
-    def __init__(self, app: App, settings: Settings | None = None, *, pauses: bool = True) -> None:
+    Args:
+        app: What to run.
+        settings: In place of the app's, and of the environment's.
+        pauses: Whether there are pauses between the attempts of a message.
+        worker: Which process of a pool this is.
+        served: The subscriptions that are this process's; None: all of them.
+        on_change: Called when the app has been connected and subscribed, and when it is no longer.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        settings: Settings | None = None,
+        *,
+        pauses: bool = True,
+        worker: Worker = Worker(),  # noqa: B008  a value
+        served: Container[str] | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         app.load()
         self.app = app
+        self.worker = worker
         self.settings = settings or app.settings or Settings()
         self.consumer: Consumer | None = None
         self.publishing: PublishingConnection | None = None
@@ -88,12 +112,16 @@ class Service:
         """Done when the app cannot go on, with the reason."""
         self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the app was told to stop."""
+        self.was_ready = False
+        """Whether the app has ever been connected and subscribed."""
         self.runners: Sequence[Runner] = ()
         self.group = self.settings.group_name or app.name
         self.opened: dict[type, Any] = {}
         """What is open, by type."""
         self.backends = Backends(self.settings, redis_optional=app.redis == "optional", name=f"mqttapi[{app.name}]")
         self._pauses = pauses
+        self._served = served
+        self._on_change = on_change
         self._phase = ""  # what it does when that is not its work
         self._deadline = self._end = 0.0  # on the loop's clock: when messages, and when everything has to be done
 
@@ -124,6 +152,7 @@ class Service:
                     for index, (route, signature) in enumerate(zip(app.routes, signatures, strict=True))
                 ]
                 self.subscribed = subscriptions(self.runners, self.group)
+                self.own = [each for each in self.subscribed if self._served is None or each.filter in self._served]
                 self.dispatcher = self.dispatcher_of(None)
                 self.dead_letters = DeadLetters(app.publisher, self._spool)
                 self.policy = Policy(
@@ -189,6 +218,8 @@ class Service:
 
     def stats(self) -> Stats:
         """See `App.stats`."""
+        if self._phase == _STARTING:
+            return Stats()
         routes = {runner.route.name: route_stats(runner) for runner in self.runners}
         held = Stats(
             routes=MappingProxyType(routes),
@@ -210,6 +241,22 @@ class Service:
             outgoing=self.publishing.messages,
         )
 
+    def oldest(self) -> float:
+        """Seconds since the oldest unacknowledged message came; 0 when there is none."""
+        heads = [intake.ledger.head() for intake in (self.consumer.intakes if self.consumer else ())]
+        now = asyncio.get_running_loop().time()
+        return max((now - head.arrived for head in heads if head is not None), default=0.0)
+
+    def standing_still(self) -> list[str]:
+        """The routes whose handlers have not ended though they were cancelled for taking too long."""
+        now = asyncio.get_running_loop().time()
+        return [
+            f"{run.route.name} has not ended for {now - run.began:.0f} s on {printable(run.message.topic)}, though its "
+            f"timeout is {run.runner.timeout:g} s: it does not let itself be cancelled"
+            for run in self.workers.waiting()
+            if run.runner.timeout is not None and now - run.began > run.runner.timeout + _UNTIL_STUCK
+        ]
+
     def readiness(self) -> Sequence[str]:
         """See `App.readiness`."""
         if self._phase == _STARTING:  # there is nothing else to ask yet
@@ -219,7 +266,11 @@ class Service:
         stuck = str(self.failure.result()) if self.failure.done() else ""
         return tuple(
             filter(
-                None, (self._phase, stuck, link, publishing, *self.dead_letters.readiness(), *self.backends.problems)
+                None,
+                (
+                    *(self._phase, stuck, link, publishing),
+                    *(*self.dead_letters.readiness(), *self.backends.problems, *self.standing_still()),
+                ),
             )
         )
 
@@ -268,6 +319,7 @@ class Service:
             runtime_dir(settings.runtime_dir),
             wait=settings.grace,
             broker=options.broker.address,
+            supervisor=None if self.worker.size is None else os.getppid(),
         )
         self._phase = _STARTING
         async with contextlib.AsyncExitStack() as stack:
@@ -283,7 +335,7 @@ class Service:
                 self,
                 options,
                 protocol_fallback=fallback,
-                on_change=lambda: hooks.update(connected=not consumer.state),
+                on_change=lambda: self._changed(hooks),
             )
             self._phase = ""
             consumer.start()
@@ -294,6 +346,7 @@ class Service:
                 await asyncio.wait((consumer.ready, self.failure, self.stopping), return_when=asyncio.FIRST_COMPLETED)
                 if self.failure.done():
                     raise self.failure.result()
+                self.was_ready = consumer.ready.done()
                 yield
                 lock.draining()
                 await self._drain(consumer, publishing, hooks)
@@ -332,13 +385,23 @@ class Service:
             if self.consumer is not None:
                 self.consumer.watch()
 
+    def _changed(self, hooks: Hooks) -> None:
+        hooks.update(connected=self.consumer is not None and not self.consumer.state)
+        self._on_change()
+
+    @property
+    def client_id(self) -> str:
+        """Of the first link: `<app>-<instance>-<slot>`."""
+        instance = self.settings.instance or default_instance()
+        return client_id(self.app.name, instance, self.worker.slot, stem=self.settings.client_id)
+
     def _options(self, address: Broker) -> ConnectionOptions:
         from mqttapi.transport.connection import ConnectionOptions
 
         settings, session = self.settings, self._session()
         return ConnectionOptions(
             broker=address,
-            client_id=client_id(self.app.name, settings.instance or default_instance(), 0, stem=settings.client_id),
+            client_id=self.client_id,
             protocol=settings.protocol,
             clean_start=session.clean_start,
             session_expiry=session.expiry,
@@ -404,7 +467,9 @@ class Service:
         return Session(expiry=self.settings.session_expiry) if lasting else Session.transient()
 
     def _warn(self, options: ConnectionOptions) -> None:
-        """What is allowed, but seldom meant."""
+        """What is allowed, but seldom meant; of a pool the first process says it."""
+        if self.worker.slot:
+            return
         settings = self.settings
         texts = unknown_variables() + broker_warnings(options.broker, settings)
         texts += client_id_warnings(options.client_id, options.protocol)
@@ -412,13 +477,6 @@ class Service:
             texts += instance_warnings(default_instance())
         for text in texts:
             log.warning("%s", text)
-        several = [route for route in self.app.routes if (self._workers_of(route) or 1) > 1]
-        if several:
-            log.warning(
-                "%s asked for %d workers, but this version serves every route in a single process",
-                ", ".join(route.name for route in several),
-                max(self._workers_of(route) or 1 for route in several),
-            )
-
-    def _workers_of(self, route: Route) -> int | None:
-        return route.workers or (self.settings.worker_count if route.shared else None)
+        asked = Plan(wanted(self.app.routes, self.group, default=settings.worker_count)).asked
+        if asked > 1 and self.worker.size is None:
+            log.info("routes ask for %d workers: `mqttapi run` starts them, this process serves all by itself", asked)

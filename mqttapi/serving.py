@@ -10,18 +10,18 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mqttapi.config import ClientIdInUse
 from mqttapi.errors import ConnectionRefused, HandlerStuck, MQTTAPIError
 from mqttapi.service import Service, Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from mqttapi.app import App
 
-__all__ = ["exit_code", "loop_factory", "run", "serve", "tune_garbage_collector"]
+__all__ = ["exit_code", "leave", "loop_factory", "run", "run_to_its_end", "serve", "tune_garbage_collector"]
 
 log = logging.getLogger("mqttapi")
 
@@ -100,19 +100,23 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def run(app: App, broker: str | None) -> None:
     """See `App.run`."""
-    code = 0
+    leave(run_to_its_end(serve(app, broker, whole_program=True)))
+
+
+def run_to_its_end(program: Coroutine[Any, Any, None]) -> int:
+    """Run what serves an app, as the whole program; gives the exit code, and has said why it is not 0."""
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(serve(app, broker, whole_program=True))
+            runner.run(program)
     except (ClientIdInUse, ConnectionRefused, HandlerStuck) as error:
         log.error("%s", error)
-        code = exit_code(error)
+        return exit_code(error)
     except (asyncio.CancelledError, KeyboardInterrupt):
-        code = EXIT_FAILED
-    _leave(code)
+        return EXIT_FAILED
+    return 0
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End the process, also where the thread of a handler does not end: the interpreter would wait for it."""
     stuck = [thread for thread in threading.enumerate() if thread.name == _HANDLER_THREAD]
     deadline = time.monotonic() + _PATIENCE

@@ -75,7 +75,7 @@ class _Child:
         self.start()
 
     def start(self) -> None:
-        self._process = spawn(self._command, environment=self._environment, orphaned=signal.SIGHUP)
+        self._process = spawn(self._command, environment=self._environment, orphaned=signal.SIGQUIT)
 
     def poll(self) -> int | None:
         """The exit code, as `end` gives it; None while it runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from mqttapi.cli.options import AppDir, BrokerUrl, Debug, EnvFile, Factory, Target
 from mqttapi.cli.problems import tell
 from mqttapi.errors import ConfigurationError
+from mqttapi.workers.process import Launch
+from mqttapi.workers.supervisor import Supervisor
 
 __all__ = ["LogFormat", "LogLevel", "run", "use_settings"]
 
@@ -39,6 +42,15 @@ def run(
         str | None,
         typer.Option(metavar="NAME", help="Tells the replicas of an app apart.", show_default="the host's name"),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=512, metavar="N", help="The most processes for any route.", show_default="what the routes say"
+        ),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Start a worker again for ever, whatever it dies of.")
+    ] = False,
     transient: Annotated[bool, typer.Option("--transient", hidden=True)] = False,
     debug: Debug = False,
 ) -> None:
@@ -48,11 +60,36 @@ def run(
     use_settings(env_file=env_file, log_level=log_level, log_format=log_format, instance=instance)
 
     from mqttapi import logs
-    from mqttapi.cli.target import load
-    from mqttapi.config import Session, Settings
+    from mqttapi.cli.target import split
+    from mqttapi.config import Settings
 
     settings = Settings()
     logs.configure(settings.log_level, settings.log_format)
+    if sys.platform == "win32":  # it has no sockets between processes as workers need them
+        _serve_alone(target, app_dir=app_dir, factory=factory, broker=broker, transient=transient)
+    if target is not None:
+        split(target)  # what is wrong with the name needs no process to be found
+    launch = Launch(
+        target=target,
+        app_dir=str(app_dir),
+        factory=factory,
+        broker=broker,
+        transient=transient,
+        debug=debug,
+        cap=workers,
+    )
+    raise typer.Exit(asyncio.run(_supervise(launch, keep_going=keep_going)))
+
+
+async def _supervise(launch: Launch, *, keep_going: bool) -> int:
+    return await Supervisor(launch, keep_going=keep_going).run()
+
+
+def _serve_alone(target: str | None, *, app_dir: Path, factory: bool, broker: str | None, transient: bool) -> None:
+    """Serve every route in this process."""
+    from mqttapi.cli.target import load
+    from mqttapi.config import Session
+
     app = load(target, app_dir=app_dir, factory=factory)
     if transient:
         app.session = Session.transient()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mqttapi.app import App
 
-__all__ = ["DEFAULT_TARGETS", "load"]
+__all__ = ["DEFAULT_TARGETS", "load", "split"]
 
 DEFAULT_TARGETS: Final = ("main:app", "app:app")
 DISCOVERED: Final = "app.routers"
@@ -80,13 +80,19 @@ def _import_from(directory: Path) -> None:
 
 
 def _load(target: str, factory: bool) -> App:
-    name, attribute = _split(target)
+    name, attribute = split(target)
     module = _import(target, name)
     found = _get(target, module, attribute)
     return _with_routers(target, _make(target, found) if factory else _checked(target, found))
 
 
-def _split(target: str) -> tuple[str, str]:
+def split(target: str) -> tuple[str, str]:
+    """The module and the attribute that `module:attribute` names.
+
+    Raises:
+        TargetError: It is something else.
+        ConfigurationError: It is a broker's URL.
+    """
     if "://" in target:
         # It may hold a password.
         raise ConfigurationError("the target is module:app, not a broker's URL; give that with --broker")

@@ -77,15 +77,25 @@ class ClientLock:
 
     An asynchronous context manager. `broker` (an address, say) tells equal ids at different brokers apart. Where the
     holder has said that it is draining, a second owner waits for up to `wait` seconds; else it fails at once.
+    `supervisor` is the process that would start this one again, were it stopped: whoever wants the id is told of it.
     On Windows there is no such lock: everything succeeds, and only the broker can tell of a second owner.
     """
 
-    def __init__(self, client_id: str, directory: Path, *, wait: float = 30.0, broker: str = "") -> None:
+    def __init__(
+        self,
+        client_id: str,
+        directory: Path,
+        *,
+        wait: float = 30.0,
+        broker: str = "",
+        supervisor: int | None = None,
+    ) -> None:
         self.client_id = client_id
         name = re.sub(r"[^A-Za-z0-9_-]", "-", client_id)[:100]
         key = hashlib.blake2s(f"{client_id}\0{broker}".encode(), digest_size=6).hexdigest()
         self.path = directory / f"{name}.{key}.lock"
         self._wait = wait
+        self._holds = str(os.getpid()) if supervisor is None else f"{os.getpid()} of {supervisor}"
         self._file: int | None = None
 
     async def acquire(self) -> None:
@@ -94,14 +104,15 @@ class ClientLock:
 
         deadline = time.monotonic() + self._wait
         while not self._take():
-            pid, draining = self._holder()
+            pid, supervisor, draining = self._holder()
             if not draining or time.monotonic() >= deadline:
-                raise ClientIdInUse(self._in_use(pid, draining), client_id=self.client_id, pid=pid)
+                text = self._in_use(pid, supervisor, draining=draining)
+                raise ClientIdInUse(text, client_id=self.client_id, pid=supervisor or pid)
             await anyio.sleep(_POLL)
 
     def draining(self) -> None:
         """Tell a successor that this owner is about to end, and that waiting is worth it."""
-        self._write(f"{os.getpid()} draining")
+        self._write(f"{self._holds} draining")
 
     def release(self) -> None:
         """Give the lock back; nothing happens where it is not held. The file stays: removing it would be a race."""
@@ -139,22 +150,24 @@ class ClientLock:
                 f"cannot lock {str(self.path)!r}: {error.strerror}; set MQTTAPI_RUNTIME_DIR to a local file system"
             ) from None
         self._file = file
-        self._write(str(os.getpid()))
+        self._write(self._holds)
         return True
 
     def _write(self, holder: str) -> None:
         if self._file is not None:
             os.pwrite(self._file, holder.ljust(_RECORD - 1).encode() + b"\n", 0)
 
-    def _holder(self) -> tuple[int | None, bool]:
+    def _holder(self) -> tuple[int | None, int | None, bool]:
         try:
-            found = re.fullmatch(r"(\d+)( draining)?", self.path.read_text(errors="replace").strip())
+            found = re.fullmatch(r"(\d+)(?: of (\d+))?( draining)?", self.path.read_text(errors="replace").strip())
         except OSError:
             found = None
-        return (int(found[1]), bool(found[2])) if found else (None, False)
+        return (int(found[1]), int(found[2]) if found[2] else None, bool(found[3])) if found else (None, None, False)
 
-    def _in_use(self, pid: int | None, draining: bool) -> str:
+    def _in_use(self, pid: int | None, supervisor: int | None, *, draining: bool) -> str:
         holder = f"process {pid}" if pid else "another process"
+        if supervisor:
+            holder = f"process {supervisor} (its worker {pid})"
         if pid == os.getpid():
             holder = f"another app of this process ({pid})"
         waited = f", which was draining and did not end within {self._wait:g} s" if draining else ""

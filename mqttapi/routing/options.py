@@ -59,7 +59,7 @@ class SharedOptions(TypedDict, total=False):
     """Share the messages among workers and replicas [MQTT5 §4.8.2]. True: the group is `MQTT_GROUP_NAME`, else the
     app's name; a string names the group. Default False: every replica gets every message."""
     workers: int | None
-    """How many processes serve the route, 1 to 1,000; needs `shared`. Default: `WORKER_COUNT`, else 1."""
+    """How many processes `mqttapi run` starts for the route, 1 to 512; needs `shared`. Default: `WORKER_COUNT`, else 1."""
     where: Mapping[str, Constraint]
     """Per path parameter a regular expression, the set of its values, or an Enum: what does not fit does not match.
     That of a router, a group or the app applies to those of its routes that have such a parameter."""
@@ -223,7 +223,7 @@ def _whole(name: str, value: object, low: int, high: int) -> str | None:
 
 
 def _workers(value: object) -> str | None:
-    return None if value is None else _whole("workers", value, 1, 1_000)
+    return None if value is None else _whole("workers", value, 1, 512)
 
 
 def _concurrency(value: object) -> str | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,10 @@ class Running:
             what=lambda: f"{text!r} in:\n{self.output}",
         )
         assert self.output.count(text) >= times, self.output
+
+    def worker(self, slot: int = 0) -> int:
+        """The process id of the last worker in a slot that has logged something."""
+        return int(re.findall(rf" \[{slot} (\d+)\] ", self.output)[-1])
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

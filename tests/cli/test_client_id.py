@@ -38,7 +38,9 @@ def test_a_second_owner_on_this_machine_ends_with_3_and_names_the_first(
     first.wait_for("subscribed")
     second = mqttapi(*options, "--broker", shared_mosquitto.url)
     assert second.returncode == 3
-    assert f"-0' is in use by process {first.process.pid} on this machine" in second.stderr
+    assert (
+        f"-0' is in use by process {first.process.pid} (its worker {first.worker()}) on this machine" in second.stderr
+    )
     assert "Traceback" not in second.stderr
     assert first.stop() == 0
     assert "connection lost" not in first.output

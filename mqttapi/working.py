@@ -1,0 +1,154 @@
+"""An app as a worker of a pool: it serves when it is told to, tells how it is, and ends when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mqttapi.config import Settings, default_instance
+from mqttapi.service import Service, Stopped
+from mqttapi.serving import tune_garbage_collector
+from mqttapi.workers import channel
+from mqttapi.workers.plan import Plan, Wanted, Worker, wanted
+
+if TYPE_CHECKING:
+    from mqttapi.app import App
+    from mqttapi.workers.channel import Commands
+
+__all__ = ["introduction", "work"]
+
+log = logging.getLogger("mqttapi.workers")
+
+_PERIOD: Final = 1.0  # seconds between two reports
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+def introduction(app: App, cap: int | None) -> dict[str, Any]:
+    """What the supervisor has to know of an app; `cap` is the most processes for any route."""
+    settings = app.settings or Settings()
+    return {
+        "app": app.name,
+        "instance": settings.instance or default_instance(),
+        "grace": settings.grace,
+        "runtime_dir": str(settings.runtime_dir) if settings.runtime_dir else None,
+        "placement": app.placement,
+        "wanted": _wanted(app, settings, cap),
+    }
+
+
+def _wanted(app: App, settings: Settings, cap: int | None) -> list[Wanted]:
+    return wanted(app.routes, settings.group_name or app.name, default=settings.worker_count, cap=cap)
+
+
+async def work(app: App, commands: Commands, broker: str | None, *, slot: int, size: int, cap: int | None) -> None:
+    """Serve as the worker in a slot, until a command says otherwise.
+
+    Args:
+        app: What to serve.
+        commands: From the supervisor, and the way to it.
+        broker: URL of the broker, if one was given on the command line.
+        slot: Of this process.
+        size: Of the pool.
+        cap: The most processes for any route.
+
+    Raises:
+        MQTTAPIError: The app cannot go on, or not even start.
+        asyncio.CancelledError: It was told to stop at once.
+    """
+    plan = Plan(_wanted(app, app.settings or Settings(), cap), placement=app.placement, size=size)
+    reports = _Reports(commands)
+    service = Service(app, worker=Worker(slot, size), served=plan.served(slot), on_change=reports.soon)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101  for type checkers: this is a coroutine of a task
+
+    def obey(command: dict[str, Any]) -> None:
+        match command["do"]:
+            case "drain" | "leave" | channel.GONE:
+                if not service.stopping.done():
+                    service.stopping.set_result(None)
+            case "cancel":
+                task.cancel()
+
+    def hand(command: dict[str, Any]) -> None:
+        loop.call_soon_threadsafe(obey, command)
+
+    commands.hand_to(hand)
+    loop.add_signal_handler(signal.SIGTERM, obey, {"do": "drain"})  # once or several times: only the supervisor hurries
+    reporting = asyncio.create_task(reports.run(service), name=f"mqttapi[{service.client_id}].reports")
+    reporting.add_done_callback(_must_not_fail)
+    try:
+        async with service.connected(broker):
+            tune_garbage_collector()
+            reports.soon()
+            await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
+    except Stopped:
+        return
+    finally:
+        reporting.cancel()
+    if service.failure.done():
+        raise service.failure.result()
+
+
+def _must_not_fail(reporting: asyncio.Task[None]) -> None:
+    if not reporting.cancelled() and reporting.exception() is not None:
+        log.error("the worker tells nothing any more: this is a bug in mqttapi", exc_info=reporting.exception())
+
+
+class _Reports:
+    """Tells the supervisor how the worker is: once a second, and at once when something has changed."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._due = asyncio.Event()
+
+    def soon(self) -> None:
+        """Something has changed."""
+        self._due.set()
+
+    async def run(self, service: Service) -> None:
+        """Do so until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        late = 0.0
+        while True:
+            self._commands.tell("state", loop_lag=late, **_state(service))
+            self._due.clear()
+            due = loop.time() + _PERIOD
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._due.wait()
+            except TimeoutError:
+                late = loop.time() - due
+
+
+def _state(service: Service) -> dict[str, Any]:
+    problems = service.readiness()
+    stats = service.stats()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "client_id": service.client_id,
+        "state": "ready" if not problems else "not ready" if service.was_ready else "connecting",
+        "problems": list(problems),
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "rss": _resident(usage),
+        "quarantine": False,
+        "stats": {
+            **{field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)},
+            "oldest": service.oldest(),
+            "routes": {name: dataclasses.asdict(each) for name, each in stats.routes.items()},
+        },
+    }
+
+
+def _resident(usage: resource.struct_rusage) -> int:
+    """Bytes of memory: what is there now where the system tells, else the most there ever was."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+    except OSError:
+        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
