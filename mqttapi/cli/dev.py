@@ -27,7 +27,7 @@ def dev(
     env_file: EnvFile = None,
     debug: Debug = False,
 ) -> None:
-    """Serve an app for development: broker included, started again when a file changes, nothing kept.
+    """Serve an app for development: broker included, one worker, started again when a file changes, nothing kept.
 
     The broker is that of --broker, MQTT_URL or MQTT_BROKER, where one is given; else mosquitto, or iotcore where that
     is not installed, runs for as long as this command does.
@@ -38,7 +38,7 @@ def dev(
     from mqttapi.cli.reload import HOW_TO_INSTALL, can_watch, supervise
     from mqttapi.config import Broker, Settings, resolve_broker
 
-    arguments = ["run", *([target] if target else []), "--app-dir", str(app_dir), "--transient"]
+    arguments = ["run", *([target] if target else []), "--app-dir", str(app_dir), "--transient", "--workers", "1"]
     arguments += ["--factory"] * factory + ["--debug"] * debug
     if not can_watch():
         tell(HOW_TO_INSTALL)

@@ -9,8 +9,9 @@ import typer
 
 from mqttapi.cli.problems import Verbosity
 from mqttapi.errors import ConfigurationError
+from mqttapi.workers.plan import MOST_WORKERS
 
-__all__ = ["AppDir", "BrokerUrl", "Debug", "EnvFile", "Factory", "Qos", "Target"]
+__all__ = ["AppDir", "BrokerUrl", "Debug", "EnvFile", "Factory", "Qos", "Target", "WorkerCap"]
 
 _QOS: Final[dict[str, Literal[0, 1, 2]]] = {"0": 0, "1": 1, "2": 2}
 
@@ -39,6 +40,12 @@ def _env_file(value: Path | None) -> Path | None:
     return value
 
 
+def _workers(value: int | None) -> int | None:
+    if value is not None and not 1 <= value <= MOST_WORKERS:
+        raise ConfigurationError(f"--workers must be 1-{MOST_WORKERS}, got {value}")
+    return value
+
+
 AppDir = Annotated[
     Path, typer.Option(callback=_app_dir, help="Where to import from.", show_default="the current directory")
 ]
@@ -59,6 +66,16 @@ EnvFile = Annotated[
 ]
 Factory = Annotated[bool, typer.Option("--factory", help="The target is a function that makes the App.")]
 Qos = Annotated[Literal[0, 1, 2], typer.Option(parser=_qos, metavar="0|1|2", help="The quality of service.")]
+WorkerCap = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        callback=_workers,
+        metavar="N",
+        help="The most processes for any route.",
+        show_default="what the routes say",
+    ),
+]
 Target = Annotated[
     str | None,
     typer.Argument(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mqttapi.cli.options import AppDir, Debug, Factory, Target
+from mqttapi.cli.options import AppDir, Debug, Factory, Target, WorkerCap
+from mqttapi.workers.plan import Plan, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["routes"]
 
-_COLUMNS = ("name", "template", "filter", "qos", "group", "workers", "handler", "middleware")
+_COLUMNS = ("name", "template", "filter", "qos", "group", "workers", "slots", "handler", "middleware")
 
 
 def routes(
     target: Target = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+    workers: WorkerCap = None,
     app_dir: AppDir = Path(),
     factory: Factory = False,
     debug: Debug = False,
@@ -33,8 +35,10 @@ def routes(
     from mqttapi.config import Settings
 
     app = load(target, app_dir=app_dir, factory=factory)
-    group = (app.settings or Settings()).group_name or app.name
-    rows = [_described(route, group, chain(*app.table.middleware_of(route))) for route in app.routes]
+    settings = app.settings or Settings()
+    group = settings.group_name or app.name
+    plan = Plan(wanted(app.routes, group, default=settings.worker_count, cap=workers), placement=app.placement)
+    rows = [_described(route, group, plan, chain(*app.table.middleware_of(route))) for route in app.routes]
     if as_json:
         import json
 
@@ -43,14 +47,16 @@ def routes(
         _print_table(rows)
 
 
-def _described(route: Route, group: str, middleware: Iterable[object]) -> dict[str, Any]:
+def _described(route: Route, group: str, plan: Plan, middleware: Iterable[object]) -> dict[str, Any]:
+    filters = route.filters(group)
     return {
         "name": route.name,
         "template": route.template.text,
-        "filter": list(route.filters(group)),
+        "filter": list(filters),
         "qos": route.qos,
         "group": route.group(group),
         "workers": route.workers,
+        "slots": sorted({slot for filter in filters for slot in plan.slots(filter)}),
         "handler": _qualified(route.handler),
         "source": route.source,
         "middleware": [_qualified(each) for each in middleware],
@@ -73,9 +79,18 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     for column in _COLUMNS:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row[column])) for column in _COLUMNS))
+        shown = row | {"slots": _span(row["slots"]) if row["slots"] else None}
+        table.add_row(*(Text(_cell(shown[column])) for column in _COLUMNS))
     # What is not a terminal has no width: nothing is to be wrapped for it.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    """`0-2` for 0, 1, 2: slots are without gaps, but for those of several subscriptions."""
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) > 1 and last - first + 1 == len(numbers):
+        return f"{first}-{last}"
+    return ",".join(map(str, numbers))
 
 
 def _cell(value: object) -> str:

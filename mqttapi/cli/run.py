@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mqttapi.cli.options import AppDir, BrokerUrl, Debug, EnvFile, Factory, Target
+from mqttapi.cli.options import AppDir, BrokerUrl, Debug, EnvFile, Factory, Target, WorkerCap
 from mqttapi.cli.problems import tell
 from mqttapi.errors import ConfigurationError
 from mqttapi.workers.process import Launch
@@ -42,12 +42,7 @@ def run(
         str | None,
         typer.Option(metavar="NAME", help="Tells the replicas of an app apart.", show_default="the host's name"),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=512, metavar="N", help="The most processes for any route.", show_default="what the routes say"
-        ),
-    ] = None,
+    workers: WorkerCap = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Start a worker again for ever, whatever it dies of.")
     ] = False,

@@ -46,6 +46,7 @@ HEARTBEAT: Final = 60
 """Seconds without a word from a worker that has been ready, after which it is replaced."""
 _BEYOND_GRACE: Final = 15.0
 """Seconds that a worker which drains has beyond its `grace` for connections and resources."""
+_MANY_PER_CORE: Final = 4
 _AT_ONCE: Final = 5.0
 """Seconds that a worker has to end which was told to do so at once."""
 
@@ -185,6 +186,11 @@ class Supervisor:
         self.about = loaded
         self._replan(loaded)
         if first:
+            cores = os.cpu_count() or 1
+            if self.size > _MANY_PER_CORE * cores:
+                log.warning(
+                    "%d workers on %d cores: more than %d per core seldom help", self.size, cores, _MANY_PER_CORE
+                )
             self._on_loaded(self)
             for number in range(1, self.size):
                 self._open(number)

@@ -23,6 +23,8 @@ app = App("plant")
     [
         (["rnu"], "mqttapi: No such command 'rnu'. Did you mean 'run'?"),
         (["run", "--brokr", "x"], "mqttapi: No such option: --brokr (Possible options: --broker)"),
+        (["run", "--workers", "0"], "mqttapi: --workers must be 1-512, got 0"),
+        (["run", "--workers", "1000"], "mqttapi: --workers must be 1-512, got 1000"),
         (["run", "main"], "mqttapi: cannot load 'main': it must be module:attribute, such as main:app"),
         (["run", "main:"], "mqttapi: cannot load 'main:': it must be module:attribute, such as main:app"),
         (["run", "src/main.py"], "mqttapi: cannot load 'src/main.py': name a module, not a file: src.main:app"),

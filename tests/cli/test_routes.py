@@ -44,6 +44,7 @@ def test_the_list_for_programs(in_process: InProcess) -> None:
         "qos": 1,
         "group": "plant",
         "workers": 3,
+        "slots": [0, 1, 2],
         "handler": "main.ingest",
         "source": "main.py:13",
         "middleware": ["main.outer", "main.inner"],
@@ -58,7 +59,7 @@ def test_the_table_for_people_wraps_nothing_that_is_piped(in_process: InProcess)
     code, out, _ = in_process("routes")
     assert code == 0
     head, first, second = [line.split() for line in out.splitlines()]
-    assert head == ["name", "template", "filter", "qos", "group", "workers", "handler", "middleware"]
+    assert head == ["name", "template", "filter", "qos", "group", "workers", "slots", "handler", "middleware"]
     assert first[:6] == [
         "reading",
         "p/sensors/<device_id>/[data]",
@@ -66,5 +67,21 @@ def test_the_table_for_people_wraps_nothing_that_is_piped(in_process: InProcess)
         "1",
         "plant",
         "3",
+        "0-2",
     ]
-    assert second[3:7] == ["0", "-", "-", "main.state"]
+    assert second[3:8] == ["0", "-", "-", "0", "main.state"]
+
+
+def test_the_slots_are_those_that_the_pool_would_have(in_process: InProcess) -> None:
+    in_process.write(
+        "main.py",
+        "from mqttapi import App\n"
+        "app = App('plant')\n"
+        "async def handle(): ...\n"
+        "app.on('a/<x>', handle, shared=True, workers=4)\n"
+        "app.on('b/<x>', handle, shared=True, workers=2)\n"
+        "app.on('c/<x>', handle)\n",
+    )
+    for cap, expected in ((None, ["0-3", "0-1", "0"]), ("3", ["0-2", "0-1", "0"]), ("1", ["0", "0", "0"])):
+        _, out, _ = in_process("routes", *(["--workers", cap] if cap else []))
+        assert [line.split()[6] for line in out.splitlines()[1:]] == expected
