@@ -23,11 +23,11 @@ _ROOT = Path(__file__).parent.parent.parent
 class Running:
     """A `mqttapi` command that goes on; stdout and stderr go to one file."""
 
-    def __init__(self, arguments: tuple[str, ...], directory: Path, environment: dict[str, str], number: int) -> None:
+    def __init__(self, command: tuple[str, ...], directory: Path, environment: dict[str, str], number: int) -> None:
         self._log = directory / f"command-{number}.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mqttapi", *arguments],
+                command,
                 cwd=directory,
                 env=environment,
                 stdout=log,
@@ -101,9 +101,13 @@ class CommandLine:
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def start(self, *arguments: str, **environment: str) -> Running:
-        command = Running(arguments, self.directory, self.environment | environment, len(self.running))
-        self.running.append(command)
-        return command
+        return self.start_program(sys.executable, "-m", "mqttapi", *arguments, **environment)
+
+    def start_program(self, *command: str, **environment: str) -> Running:
+        """Another program, in the same surroundings."""
+        running = Running(command, self.directory, self.environment | environment, len(self.running))
+        self.running.append(running)
+        return running
 
 
 class InProcess:

@@ -60,7 +60,7 @@ def test_the_table_for_people_wraps_nothing_that_is_piped(in_process: InProcess)
     assert code == 0
     head, first, second = [line.split() for line in out.splitlines()]
     assert head == ["name", "template", "filter", "qos", "group", "workers", "slots", "handler", "middleware"]
-    assert first[:6] == [
+    assert first[:7] == [
         "reading",
         "p/sensors/<device_id>/[data]",
         "$share/plant/p/sensors/+/[data]",

@@ -1,0 +1,90 @@
+"""What workers write becomes one stream of whole lines."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mqttapi.workers.relay import Relay
+from tests.support.waiting import eventually_sync
+
+
+class Stream:
+    """Where the relay writes to."""
+
+    def __init__(self) -> None:
+        self.source, self.sink = os.pipe()
+        self.data = b""
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while data := os.read(self.source, 65536):
+            self.data += data
+
+    def close(self) -> None:
+        os.close(self.sink)
+        self._thread.join()
+        os.close(self.source)
+
+
+@pytest.fixture
+def stream() -> Iterator[Stream]:
+    stream = Stream()
+    yield stream
+    stream.close()
+
+
+def test_lines_of_several_writers_are_never_mixed(stream: Stream) -> None:
+    """Each line is far longer than what a pipe takes in one piece."""
+    relay = Relay()
+    pipes = [os.pipe() for _ in range(4)]
+    for source, _ in pipes:
+        relay.add(source, stream.sink)
+
+    def write(number: int, sink: int) -> None:
+        for count in range(20):
+            line = f"{number} {count} ".encode() + str(number).encode() * 100_000 + b"\n"
+            while line:
+                line = line[os.write(sink, line[:5000]) :]
+        os.close(sink)
+
+    writers = [threading.Thread(target=write, args=(number, sink)) for number, (_, sink) in enumerate(pipes)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    eventually_sync(lambda: stream.data.count(b"\n") == 80, what=lambda: str(len(stream.data)))
+    relay.close()
+    for line in stream.data.decode().splitlines():
+        number, _, text = line.split(" ")
+        assert text == number * 100_000
+
+
+def test_the_last_words_of_a_process_are_passed_on_though_others_hold_its_pipe(stream: Stream) -> None:
+    relay = Relay()
+    source, sink = os.pipe()
+    relay.add(source, stream.sink)
+    os.write(sink, b"whole\nhalf a line")
+    relay.finish(source)
+    relay.close()
+    os.close(sink)
+    eventually_sync(lambda: stream.data == b"whole\nhalf a line\n", what=lambda: repr(stream.data))
+
+
+def test_whoever_does_not_read_any_more_stops_nobody(stream: Stream) -> None:
+    relay = Relay()
+    gone, target = os.pipe()
+    os.close(gone)
+    (first, write_first), (second, write_second) = os.pipe(), os.pipe()
+    relay.add(first, target)
+    relay.add(second, stream.sink)
+    os.write(write_first, b"to nobody\n")
+    os.write(write_second, b"to somebody\n")
+    eventually_sync(lambda: stream.data == b"to somebody\n", what=lambda: repr(stream.data))
+    relay.close()
+    for descriptor in (target, write_first, write_second):
+        os.close(descriptor)
