@@ -12,7 +12,7 @@ class Reading(BaseModel):
 app = App("plant")
 
 
-@app.topic("sensors/<device_id>/data", qos=1)
+@app.topic("sensors/<device_id>/data", qos=1, shared=True, workers=3)
 async def ingest(device_id: str, reading: Reading, publisher: Publisher) -> None:
     if reading.temperature > 80:
         await publisher.publish("alerts/<id>", reading, params={"id": device_id})

@@ -477,6 +477,23 @@ class Service:
             texts += instance_warnings(default_instance())
         for text in texts:
             log.warning("%s", text)
-        asked = Plan(wanted(self.app.routes, self.group, default=settings.worker_count)).asked
-        if asked > 1 and self.worker.size is None:
-            log.info("routes ask for %d workers: `mqttapi run` starts them, this process serves all by itself", asked)
+        plan = Plan(wanted(self.app.routes, self.group, default=settings.worker_count))
+        if self.worker.size is None:
+            if plan.asked > 1:
+                log.info("routes ask for %d workers: `mqttapi run` starts them; this process serves all", plan.asked)
+        elif self.worker.size > 1:
+            self._tell_of_order(plan)
+
+    def _tell_of_order(self, plan: Plan) -> None:
+        """Of two messages for one key each may go to another process."""
+        several = [
+            route.name
+            for route in self.app.routes
+            if route.ordered_by is not None and any(len(plan.slots(filter)) > 1 for filter in route.filters(self.group))
+        ]
+        if several:
+            log.info(
+                "%s: handled by several workers, so in order within each, and not over all of them. Where a device's "
+                "order matters, leave workers out; ordered_by=None says that it does not",
+                ", ".join(several),
+            )

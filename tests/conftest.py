@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mqttapi.topics import converters
+from tests.support.command_line import CommandLine
 from tests.support.fake_broker import FakeBroker
 from tests.support.mosquitto import Mosquitto
 from tests.support.proxy import Proxy
@@ -15,6 +16,7 @@ from tests.support.redis import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
 
 # A busy machine is no failure; CI tries the same examples each time.
@@ -52,6 +54,14 @@ def _converters() -> Iterator[None]:
     yield
     converters._registered.clear()
     converters._registered.update(before)
+
+
+@pytest.fixture
+def mqttapi(tmp_path: Path) -> Iterator[CommandLine]:
+    """The real command line; what it started ends with the test."""
+    line = CommandLine(tmp_path)
+    yield line
+    line.dispose()
 
 
 @pytest.fixture

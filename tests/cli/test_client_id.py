@@ -11,7 +11,7 @@ import pytest
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
     from tests.support.fake_broker import FakeBroker
     from tests.support.mosquitto import Mosquitto
 

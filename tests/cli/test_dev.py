@@ -14,7 +14,7 @@ from tests.support.process import executable
 from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import CommandLine, Running
+    from tests.support.command_line import CommandLine, Running
     from tests.support.mosquitto import Mosquitto
 
 APP = """\

@@ -19,7 +19,7 @@ from tests.support.waiting import eventually_sync
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
 
 
 @pytest.fixture(params=get_args(Kind))

@@ -11,7 +11,7 @@ import pytest
 from tests.support.mosquitto import Mosquitto
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
 
 APP = """\
 import asyncio, os, sys, threading

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tests.support.mosquitto import Mosquitto
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
 
 
 def test_sub_prints_topic_and_payload_of_what_pub_sends(mqttapi: CommandLine, shared_mosquitto: Mosquitto) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
 
 APP = """\
 from mqttapi import App

@@ -14,7 +14,7 @@ import pytest
 from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
     from tests.support.mosquitto import Mosquitto
 
 APP = """\

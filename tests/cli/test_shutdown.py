@@ -15,7 +15,7 @@ from tests.support.mqtt import client
 from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import CommandLine, Running
+    from tests.support.command_line import CommandLine, Running
 
 APP = """\
 import asyncio, contextlib, time

@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
     from tests.support.mosquitto import Mosquitto
     from tests.support.redis import RedisServer
 
@@ -31,6 +31,7 @@ async def test_routemqs_architecture_runs(
         MQTT_GROUP_NAME="plant", REDIS_URL=redis_server.url, DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/plant.db",
         DEVICE_TOKEN="the token",
     )  # fmt: skip
+    await eventually(lambda: "all 3 workers are ready" in running.output, within=30, what=lambda: running.output)
     async with client(mosquitto.url) as device, Redis.from_url(redis_server.url) as redis:
         for topic in ("alerts/#", "devices/+/restarting", "sensors/seen"):
             await device.subscribe(topic, qos=1)

@@ -22,7 +22,6 @@ import random
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from tests.cli.conftest import CommandLine, Running
+from tests.support.command_line import CommandLine, Running
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import Client, client
 from tests.support.packets import PacketType, publish
@@ -124,9 +123,7 @@ class Chaos:
                 )
                 code = await asyncio.to_thread(self.pool.stop)
             finally:
-                for pid in (self.pool.process.pid, *self.workers()):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                self.line.dispose()
         return self.report(database, code, time.monotonic() - began)
 
     def start(self) -> None:
@@ -191,7 +188,7 @@ class Chaos:
                 self.pool.process.kill()
                 await asyncio.to_thread(self.pool.process.wait)
                 self.start()
-            elif pids := sorted(set(self.workers()) & self.connected()):
+            elif pids := sorted(set(self.pool.children()) & self.connected()):
                 # One that has not come so far has nothing to lose, and would never come so far.
                 self.kills += 1
                 with suppress(ProcessLookupError):
@@ -200,10 +197,6 @@ class Chaos:
     def connected(self) -> set[int]:
         """The workers that have subscribed, and may have ended since."""
         return set(map(int, re.findall(r"(\d+)\] mqttapi\.link: connected to", self.pool.output)))
-
-    def workers(self) -> list[int]:
-        found = subprocess.run(["pgrep", "-P", str(self.pool.process.pid)], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in found.stdout.split()]
 
     # -- what came of it --------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.support.mqtt import client
 from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import CommandLine, Running
+    from tests.support.command_line import CommandLine, Running
 
 APP = """\
 import asyncio, os, sys, time
@@ -75,12 +74,6 @@ def said(pool: Running, word: str) -> Counter[str]:
 def slots(pool: Running, word: str) -> Counter[int]:
     """How often each slot has said a word."""
     return Counter(int(slot) for slot in re.findall(rf"^{word} \S+ (\d+)$", pool.output, re.MULTILINE))
-
-
-def workers(pool: Running) -> list[int]:
-    """The process ids of the workers that live."""
-    found = subprocess.run(["pgrep", "-P", str(pool.process.pid)], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
 
 
 def is_alive(pid: int) -> bool:
@@ -144,14 +137,14 @@ def test_how_many_workers_there_are_when_the_routes_do_not_say(
         "from mqttapi import App\napp = App('pool')\n@app.topic('shared', shared=True)\nasync def share(): ...\n",
     )
     pool = start(mqttapi, mosquitto, *options, size=size, **environment)
-    assert len(workers(pool)) == size
+    assert len(pool.children()) == size
     assert pool.stop() == 0
 
 
 def test_the_supervisor_never_imports_the_app(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:
     pool = start(mqttapi, mosquitto)
     imported = sorted(int(line) for line in (mqttapi.directory / "imported").read_text().split())
-    assert imported == sorted(workers(pool))
+    assert imported == sorted(pool.children())
     assert pool.stop() == 0
 
 
@@ -179,7 +172,7 @@ def test_workers_whose_supervisor_was_killed_finish_what_they_have_and_end(
     pool = start(mqttapi, mosquitto)
     publish(mosquitto, "shared/0.5", *"abcdef")
     eventually_sync(lambda: len(said(pool, "begin")) == 6, what=lambda: pool.output)
-    pids = workers(pool)
+    pids = pool.children()
     assert len(pids) == 3
     pool.process.kill()
     eventually_sync(lambda: not any(map(is_alive, pids)), within=15, what=lambda: pool.output)
@@ -194,7 +187,7 @@ def test_a_worker_that_is_busy_ends_too_when_its_supervisor_was_killed(
     pool = start(mqttapi, mosquitto, MQTTAPI_GRACE="0.5")
     publish(mosquitto, "block/1", "600")
     pool.wait_for("blocking 600")
-    pids = workers(pool)
+    pids = pool.children()
     pool.process.kill()
     eventually_sync(lambda: not any(map(is_alive, pids)), within=15, what=lambda: pool.output)
 
@@ -260,11 +253,11 @@ def test_a_hang_up_replaces_the_workers_one_by_one_with_the_new_code(
     mqttapi: CommandLine, mosquitto: Mosquitto
 ) -> None:
     pool = start(mqttapi, mosquitto)
-    former = workers(pool)
+    former = pool.children()
     mqttapi.write("main.py", APP.replace('print("end"', 'print("new-end"'))
     pool.send(signal.SIGHUP)
     pool.wait_for("reloaded: 3 workers run the new code")
-    assert not set(former) & set(workers(pool))
+    assert not set(former) & set(pool.children())
     publish(mosquitto, "shared/0", *"abcdef")
     eventually_sync(lambda: said(pool, "new-end") == Counter("abcdef"), what=lambda: pool.output)
     assert pool.stop() == 0
@@ -285,12 +278,12 @@ def test_nothing_is_lost_or_doubled_over_a_hang_up_under_load(mqttapi: CommandLi
 
 def test_code_that_cannot_be_loaded_leaves_the_old_one_at_work(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:
     pool = start(mqttapi, mosquitto)
-    former = workers(pool)
+    former = pool.children()
     mqttapi.write("main.py", "raise RuntimeError('not today')\n")
     pool.send(signal.SIGHUP)
     pool.wait_for("ended with exit code 2 before it had loaded the app; its log says why. The old one goes on")
     assert "RuntimeError: not today" in pool.output
-    assert set(workers(pool)) == set(former)
+    assert set(pool.children()) == set(former)
     publish(mosquitto, "plain/1", "a")
     pool.wait_for("plain a 0")
     assert pool.stop() == 0
@@ -300,10 +293,10 @@ def test_signals_make_it_one_worker_more_and_one_less(mqttapi: CommandLine, mosq
     pool = start(mqttapi, mosquitto)
     pool.send(signal.SIGTTIN)
     pool.wait_for("mqttapi.workers: 4 workers")
-    assert len(workers(pool)) == 4
+    assert len(pool.children()) == 4
     pool.send(signal.SIGTTOU)
     pool.wait_for("mqttapi.workers: 3 workers")
-    assert len(workers(pool)) == 3
+    assert len(pool.children()) == 3
     assert pool.stop() == 0
 
 
@@ -361,7 +354,7 @@ def test_json_logs_have_the_slot_and_the_process_as_fields(mqttapi: CommandLine,
     pool = start(mqttapi, mosquitto, "--log-format", "json", size=1)
     records = [json.loads(line) for line in pool.output.splitlines()]
     assert [(each["slot"], each["pid"]) for each in records if "connected to" in each["message"]] == [
-        (0, workers(pool)[0])
+        (0, pool.children()[0])
     ]
     assert pool.stop() == 0
 

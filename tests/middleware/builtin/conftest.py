@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING
 import pytest
 from redis.asyncio import Redis
 
-from tests.cli.conftest import CommandLine
 from tests.support.redis import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -26,14 +24,3 @@ async def redis(shared_redis: RedisServer) -> AsyncIterator[Redis]:
     async with Redis.from_url(shared_redis.url) as client:
         await client.flushall()
         yield client
-
-
-@pytest.fixture
-def mqttapi(tmp_path: Path) -> Iterator[CommandLine]:
-    """The real command line; what it started ends with the test."""
-    line = CommandLine(tmp_path)
-    yield line
-    for command in line.running:
-        if command.process.poll() is None:
-            command.process.kill()
-            command.process.wait()

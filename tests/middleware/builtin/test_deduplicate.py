@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
     from tests.support.mosquitto import Mosquitto
     from tests.support.redis import RedisServer
 

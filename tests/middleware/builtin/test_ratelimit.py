@@ -21,7 +21,7 @@ from tests.support.mqtt import client
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import CommandLine
+    from tests.support.command_line import CommandLine
     from tests.support.mosquitto import Mosquitto
     from tests.support.redis import RedisServer
 
