@@ -28,7 +28,7 @@ class Slot:
         self.number = number
         self.process: Process | None = None
         self.successor: Process | None = None
-        """A process that has been loaded, and takes the place of the present one when that has ended."""
+        """A process that takes the place of the present one when that has ended."""
         self.task: asyncio.Task[None] | None = None
         self.starts = 0
         self.leaving = False

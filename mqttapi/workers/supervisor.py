@@ -143,22 +143,31 @@ class Supervisor:
     async def _keep(self, slot: Slot) -> None:
         """Have a process in the slot for as long as the slot is wanted."""
         while self._is_wanted(slot):
-            process, slot.successor = slot.successor or await self._start(slot), None
-            slot.process = process
-            loaded = await self._until_loaded(process)
-            if loaded is not None and not process.told:
-                if not self.about:
-                    self._learn(loaded)
-                self._serve(slot, process)
-            code = await process.ended(self._relay)
-            slot.process = None
-            self._note_end(slot, process, code)
+            try:
+                process, slot.successor = slot.successor or await self._start(slot), None
+            except OSError as error:
+                log.error("cannot start worker %d: %s", slot.number, error)
+                slot.deaths += 1
+            else:
+                await self._have(slot, process)
             if slot.pause and slot.successor is None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(slot.pause):
                         await self._until(lambda: not self._is_wanted(slot) or slot.successor is not None)
         if slot.successor is not None:
             await slot.successor.ended(self._relay)
+
+    async def _have(self, slot: Slot, process: Process) -> None:
+        """Let a process serve, and wait for its end."""
+        slot.process = process
+        loaded = await self._until_loaded(process)
+        if loaded is not None and not process.told:
+            if not self.about:
+                self._learn(loaded)
+            process.send("serve", size=self.size, died=slot.died)
+        code = await process.ended(self._relay)
+        slot.process = None
+        self._note_end(slot, process, code)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return not (self.stopping or slot.leaving)
@@ -170,7 +179,7 @@ class Supervisor:
         process.on_change = self._changed
         slot.starts += 1
         if self.stopping:
-            process.send("drain")
+            self._retire(process)
         return process
 
     async def _until_loaded(self, process: Process) -> dict[str, Any] | None:
@@ -201,15 +210,12 @@ class Supervisor:
         size = max(1, min(asked + self._more, MOST_WORKERS))
         self._plan = Plan(wanted, placement=about["placement"], size=size)
 
-    def _serve(self, slot: Slot, process: Process) -> None:
-        process.send("serve", size=self.size, died=slot.died)
-
     def _note_end(self, slot: Slot, process: Process, code: int) -> None:
         """Decide what the end of a process means for its slot, and for the pool."""
         self._served = self._served or process.was_ready
         self._changed()
         if self.stopping or process.told:
-            if code and not slot.leaving:
+            if code:
                 log.warning("worker %d (pid %d) %s while it drained", slot.number, process.pid, how_it_ended(code))
                 self._code = self._code or (FAILED if self.stopping else 0)
             slot.died = code != 0
@@ -353,19 +359,21 @@ class Supervisor:
 
     async def _replace(self, slot: Slot) -> None:
         """Let a new process take a slot over, once it has been loaded."""
-        successor = await self._start(slot)
+        slot.successor = successor = await self._start(slot)
         loaded = await self._until_loaded(successor)
         if loaded is None:
             code = await successor.ended(self._relay)
+            slot.successor = None
+            if self.stopping:
+                return
             raise ConfigurationError(
                 f"the new process of worker {slot.number} {how_it_ended(code)} before it had loaded the app; its log "
                 "says why. The old one goes on"
             )
         if slot.number == 0:
             self._learn(loaded)
-        slot.successor = successor
         self._changed()
-        if slot.process is not None:
+        if slot.process is not None and slot.process is not successor:
             self._retire(slot.process)
         await self._until(lambda: self.stopping or slot.successor is not successor)
         await self._until(lambda: self.stopping or self._is_ready(slot.number))
@@ -424,7 +432,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(1)
             for process in self._processes():
-                process.silent += bool(process.report)
+                process.silent += process.was_ready
                 if process.silent == HEARTBEAT and not process.told:
                     log.error(
                         "worker %d (pid %d) has said nothing for %d s: it writes its stack to its log, and is replaced",

@@ -73,6 +73,7 @@ def test_the_app_does_not_outlive_a_killed_parent(mqttapi: CommandLine, shared_m
     command.process.wait()
     eventually_sync(lambda: not _lives(pid), what="the app ends")
     assert "version 1 down" in command.output
+    assert command.output.count("version 1 up") == 1
 
 
 def _lives(pid: int) -> bool:
