@@ -11,7 +11,7 @@ from mqttapi.cli.problems import Verbosity
 from mqttapi.errors import ConfigurationError
 from mqttapi.workers.plan import MOST_WORKERS
 
-__all__ = ["AppDir", "BrokerUrl", "Debug", "EnvFile", "Factory", "Qos", "Target", "WorkerCap"]
+__all__ = ["AppDir", "BrokerUrl", "Debug", "EnvFile", "Factory", "HealthAddress", "Qos", "Target", "WorkerCap"]
 
 _QOS: Final[dict[str, Literal[0, 1, 2]]] = {"0": 0, "1": 1, "2": 2}
 
@@ -46,6 +46,14 @@ def _workers(value: int | None) -> int | None:
     return value
 
 
+def _health(value: str | None) -> str | None:
+    if value is not None:
+        from mqttapi.workers.health import health_address
+
+        health_address(value)
+    return value
+
+
 AppDir = Annotated[
     Path, typer.Option(callback=_app_dir, help="Where to import from.", show_default="the current directory")
 ]
@@ -65,6 +73,16 @@ EnvFile = Annotated[
     typer.Option(callback=_env_file, help="A file of settings, instead of .env; the environment comes before it."),
 ]
 Factory = Annotated[bool, typer.Option("--factory", help="The target is a function that makes the App.")]
+HealthAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--health",
+        metavar="PORT|HOST:PORT",
+        callback=_health,
+        help="Answer /live and /ready over HTTP.",
+        show_default="MQTTAPI_HEALTH, else no port",
+    ),
+]
 Qos = Annotated[Literal[0, 1, 2], typer.Option(parser=_qos, metavar="0|1|2", help="The quality of service.")]
 WorkerCap = Annotated[
     int | None,

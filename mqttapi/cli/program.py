@@ -11,9 +11,11 @@ from mqttapi.cli.dead import dead
 from mqttapi.cli.dev import dev
 from mqttapi.cli.messages import pub, sub
 from mqttapi.cli.options import Debug
+from mqttapi.cli.processes import ps, reload, scale, stop
 from mqttapi.cli.routes import routes
 from mqttapi.cli.run import run
 from mqttapi.cli.scaffold import make, new
+from mqttapi.cli.top import top
 
 __all__ = ["program"]
 
@@ -44,6 +46,6 @@ def _everywhere(
     pass
 
 
-for _command in (run, dev, routes, pub, sub, new, make, bench):
+for _command in (run, dev, ps, top, scale, reload, stop, routes, pub, sub, new, make, bench):
     program.command()(_command)
 program.add_typer(dead, name="dead")

@@ -189,6 +189,10 @@ class Settings(BaseSettings):
     """Directory for what outlives a process; `$STATE_DIRECTORY` unless given, else `~/.local/state/mqttapi`."""
     spool_max_bytes: _Size = 64 * 2**20
     """Bytes of dead letters on disk, per app: those that the broker refuses, or that nobody has subscribed to."""
+    health: Annotated[int | None, Field(ge=1, le=65535), Rule("1-65535")] = None
+    """Port on which `mqttapi run` answers `/live` and `/ready` over HTTP; none unless given."""
+    health_host: str = "127.0.0.1"
+    """Where that port is open: to this machine only, or in a container `0.0.0.0`."""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
         BeforeValidator(_lower),
