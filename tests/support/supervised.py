@@ -1,12 +1,17 @@
-"""A supervisor that only seems to be one: it has a state, a real control socket, and does as it is told at once."""
+"""A supervisor that only seems to be one: it has a state, a real control socket, and does as it is told at once.
+
+As a program, `python -m tests.support.supervised DIRECTORY`, it lasts until it is told to stop; a reload never ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +21,7 @@ from mqttapi.workers.control import ControlServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-__all__ = ["FakeSupervisor", "route", "short_directory", "state", "worker"]
+__all__ = ["FakeSupervisor", "in_a_process", "route", "short_directory", "state", "worker"]
 
 
 def route(**counts: int) -> dict[str, int]:
@@ -97,8 +102,33 @@ class FakeSupervisor:
             yield server
 
 
+@contextmanager
+def in_a_process(directory: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """One that can be killed, and its socket."""
+    command = [sys.executable, "-m", __name__, str(directory)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    try:
+        assert child.stdout is not None
+        yield child, Path(child.stdout.readline().strip())
+    finally:
+        child.kill()
+        child.communicate()
+
+
+async def _main(directory: Path) -> None:
+    supervisor = FakeSupervisor(worker())
+    supervisor.may_reload.clear()
+    async with supervisor.listening(directory) as server:
+        print(server.path, flush=True)
+        await supervisor.stopped.wait()
+
+
 def short_directory() -> Iterator[Path]:
     """For sockets, whose paths must be short: the body of a fixture."""
     directory = Path(tempfile.mkdtemp(prefix="mq-"))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1])))

@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,32 +21,15 @@ from anyio.to_thread import run_sync
 from mqttapi.errors import ConfigurationError, MQTTAPIError
 from mqttapi.workers import control
 from mqttapi.workers.control import ControlError, ControlServer, Supervisor, SupervisorGone, ask, supervisors
-from tests.support.supervised import FakeSupervisor, short_directory, worker
+from tests.support.supervised import FakeSupervisor, in_a_process, short_directory, worker
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from typing import TypeVar
 
     T = TypeVar("T")
-
-ROOT = Path(__file__).parents[2]
-
-# A supervisor in a process of its own: it prints its path, and lasts until it is killed or told to stop.
-PROCESS = """\
-import asyncio, sys
-from pathlib import Path
-from tests.support.supervised import FakeSupervisor, worker
-
-async def main():
-    supervisor = FakeSupervisor(worker())
-    supervisor.may_reload.clear()
-    async with supervisor.listening(Path(sys.argv[1])) as server:
-        print(server.path, flush=True)
-        await supervisor.stopped.wait()
-
-asyncio.run(main())
-"""
 
 
 @pytest.fixture
@@ -57,13 +39,8 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture
 def process(directory: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    command = [sys.executable, "-c", PROCESS, str(directory)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert child.stdout is not None
-    yield child, Path(child.stdout.readline().strip())
-    child.kill()
-    child.wait()
-    child.stdout.close()
+    with in_a_process(directory) as both:
+        yield both
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
