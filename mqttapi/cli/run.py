@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mqttapi.cli.options import AppDir, BrokerUrl, Debug, EnvFile, Factory, Target, WorkerCap
+from mqttapi.cli.options import AppDir, BrokerUrl, Debug, EnvFile, Factory, HealthAddress, Target, WorkerCap
 from mqttapi.cli.problems import tell
 from mqttapi.errors import ConfigurationError
+from mqttapi.workers.control import ControlServer
 from mqttapi.workers.process import Launch
 from mqttapi.workers.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from mqttapi.config import Settings
 
 __all__ = ["LogFormat", "LogLevel", "run", "use_settings"]
 
@@ -43,6 +48,7 @@ def run(
         typer.Option(metavar="NAME", help="Tells the replicas of an app apart.", show_default="the host's name"),
     ] = None,
     workers: WorkerCap = None,
+    health: HealthAddress = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Start a worker again for ever, whatever it dies of.")
     ] = False,
@@ -52,7 +58,7 @@ def run(
     """Serve an app until Ctrl-C or SIGTERM, which drain it."""
     if reload:
         raise typer.Exit(_reloading(app_dir))
-    use_settings(env_file=env_file, log_level=log_level, log_format=log_format, instance=instance)
+    use_settings(env_file=env_file, log_level=log_level, log_format=log_format, instance=instance, health=health)
 
     from mqttapi import logs
     from mqttapi.cli.target import split
@@ -73,11 +79,26 @@ def run(
         debug=debug,
         cap=workers,
     )
-    raise typer.Exit(asyncio.run(_supervise(launch, keep_going=keep_going)))
+    raise typer.Exit(asyncio.run(_supervise(launch, settings, keep_going=keep_going)))
 
 
-async def _supervise(launch: Launch, *, keep_going: bool) -> int:
-    return await Supervisor(launch, keep_going=keep_going).run()
+async def _supervise(launch: Launch, settings: Settings, *, keep_going: bool) -> int:
+    from mqttapi.config import runtime_dir
+    from mqttapi.workers.health import Health
+
+    def told(state: dict[str, Any]) -> None:
+        if health is not None:
+            health.update(state)
+
+    def loaded(supervisor: Supervisor) -> None:
+        control.rename(f"{supervisor.about['app']}-{supervisor.about['instance']}")
+
+    supervisor = Supervisor(launch, keep_going=keep_going, on_state=told, on_loaded=loaded)
+    health = Health(settings.health, supervisor.state(), settings.health_host) if settings.health else None
+    control = ControlServer(supervisor, runtime_dir(settings.runtime_dir), launch.label)
+    with health or contextlib.nullcontext():
+        async with control:
+            return await supervisor.run()
 
 
 def _serve_alone(target: str | None, *, app_dir: Path, factory: bool, broker: str | None, transient: bool) -> None:
@@ -97,13 +118,21 @@ def use_settings(
     log_level: str | None = None,
     log_format: str | None = None,
     instance: str | None = None,
+    health: str | None = None,
 ) -> None:
     """Make what was given the settings of this process.
 
     Through the environment, so that whoever asks for settings, the user's code and child processes included, gets the
     same ones.
     """
+    host, port = None, None
+    if health is not None:
+        from mqttapi.workers.health import health_address
+
+        host, port = health_address(health)
     given = {
+        "MQTTAPI_HEALTH": port,
+        "MQTTAPI_HEALTH_HOST": host,
         "MQTTAPI_ENV_FILE": env_file and env_file.resolve(),
         "MQTTAPI_LOG_LEVEL": log_level,
         "MQTTAPI_LOG_FORMAT": log_format,

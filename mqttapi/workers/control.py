@@ -84,7 +84,7 @@ class ControlServer:
     Args:
         controlled: Whom the requests are for.
         directory: Where the socket will be; see `mqttapi.config.runtime_dir`.
-        name: `<app>-<instance>`, in any characters.
+        name: `<app>-<instance>`, or what is known so far; in any characters.
     """
 
     def __init__(self, controlled: Controlled, directory: Path, name: str) -> None:
@@ -120,6 +120,13 @@ class ControlServer:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
         await self._server.wait_closed()
+
+    def rename(self, name: str) -> None:
+        """Name the file after what is known by now; until then the supervisor can be asked by its former name."""
+        self._name = name
+        if self.path is not None:
+            with contextlib.suppress(ConfigurationError, OSError):
+                self.path = self.path.rename(_socket_path(self._directory, name))
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer), name=f"mqttapi[{self._name}].control")

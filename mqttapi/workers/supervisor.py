@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi._version import __version__
 from mqttapi.errors import ConfigurationError
+from mqttapi.workers.description import describe
 from mqttapi.workers.plan import MOST_WORKERS, Plan, Wanted
 from mqttapi.workers.process import Launch, Process
 from mqttapi.workers.relay import Relay
@@ -496,7 +497,8 @@ class Supervisor:
         self._in_background(go())
 
     def _log_state(self) -> None:
-        log.info("%s", self.state())
+        for line in describe(self.state()):
+            log.info("%s", line)
 
 
 def _has_terminal() -> bool:
