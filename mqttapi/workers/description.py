@@ -51,16 +51,17 @@ def describe(state: State) -> list[str]:
 
 
 def name_of(state: State) -> str:
-    """`plant-host (pid 4711)`."""
-    return printable(f"{state.get('app')}-{state.get('instance')} (pid {state.get('pid')})")
+    """`plant-host (pid 4711)`, or only `pid 4711` while the app is being imported."""
+    app, pid = state.get("app"), state.get("pid")
+    return printable(f"{app}-{state.get('instance')} (pid {pid})" if app else f"pid {pid}")
 
 
 def headline(state: State) -> str:
     """One line about the supervisor."""
-    phase, target = state.get("phase"), printable(str(state.get("target")))
+    what = " ".join(filter(None, (name_of(state), state.get("phase"), printable(state.get("target") or ""))))
     count = state.get("size", 0) - len({slot for slots in unready(state).values() for slot in slots})
     up = duration(state.get("uptime", 0.0))
-    return f"{name_of(state)} {phase} {target}: {count} of {state.get('size')} workers ready, up {up}"
+    return f"{what}: {count} of {state.get('size')} workers ready, up {up}"
 
 
 def workers(state: State) -> list[State]:

@@ -88,6 +88,15 @@ class TestTheFile:
             assert path.name.isascii()
             assert len(os.fsencode(path)) <= 103
 
+    async def test_it_is_named_anew_once_the_app_is_known(self, directory: Path) -> None:
+        supervisor = FakeSupervisor(worker())
+        async with ControlServer(supervisor, directory, "main:app") as server:
+            assert await in_thread(ask, server.path, "state") == supervisor.said
+            server.rename("plant-host")
+            assert names(directory) == [f"plant-host.{os.getpid()}.sock"]
+            assert await in_thread(ask, server.path, "state") == supervisor.said
+        assert names(directory) == []
+
     async def test_in_a_directory_that_is_too_long_the_supervisor_goes_on_without(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -38,6 +38,14 @@ def line(who: str, what: str, rejected: int, failed: int) -> str:
     return f"slot {who}, up 100 s, {what}, rejected {rejected}, failed {failed}, memory 58 MiB, CPU 1.5 s"
 
 
+def test_before_the_app_is_imported_nobody_knows_its_name() -> None:
+    young = worker(state="starting", problems=["the app is being imported"], stats={})
+    assert describe(state(young, app="", instance="", target="", phase="starting", pid=7))[::2] == [
+        "pid 7 starting: 0 of 1 workers ready, up 100 s",
+        "slot 0: the app is being imported",
+    ]
+
+
 def test_workers_are_shown_by_slot() -> None:
     assert [line[:6] for line in describe(state(worker(2), worker(0), worker(1)))[1:]] == ["slot 0", "slot 1", "slot 2"]
 
