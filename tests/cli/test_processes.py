@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,6 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.cli.conftest import CommandLine, InProcess
 
@@ -70,6 +70,22 @@ class TestPs:
         assert second.split()[3:8] == ["not", "ready", "100", "s", "7"]
         assert problem == "slot 1: [bold]not connected"
         assert not [line for line in done.stdout.splitlines() if line != line.rstrip()]
+
+    async def test_the_table_in_the_documentation_is_true(self, mqttapi: CommandLine, directory: Path) -> None:
+        page = Path(__file__).parents[2].joinpath("docs", "operating.md").read_text("utf-8")
+        shown = page.partition("$ mqttapi ps\n")[2].partition("```")[0]
+        long = {"uptime": 11_101.0, "cpu": 94.0}
+        away = "publishing: cannot connect to mqtts://broker.example:8883: Connection refused"
+        busy = {"in_flight": 2, "oldest": 0.21, "routes": {"r": route(done=81_204, rejected=17)}}
+        busier = {"in_flight": 1, "oldest": 0.1, "routes": {"r": route(done=80_977, rejected=20)}}
+        young = {"uptime": 41.0, "cpu": 2.1, "rss": 57 * 2**20, "restarts": 1, "routes": {"r": route(done=1310)}}
+        workers = (
+            worker(0, pid=4712, client_id="plant-line-7-0", **long, **busy),
+            worker(1, pid=4713, client_id="plant-line-7-1", **(long | {"cpu": 93.0}), **busier),
+            worker(2, pid=9120, client_id="plant-line-7-2", state="not ready", problems=[away], **young),
+        )
+        async with FakeSupervisor(*workers, pid=4711, instance="line-7", uptime=11_101.0).listening(directory):
+            assert (await run(mqttapi, "ps")).stdout == shown
 
     async def test_json_is_what_the_supervisors_say(self, mqttapi: CommandLine, directory: Path) -> None:
         one, other = FakeSupervisor(worker()), FakeSupervisor(app="other")
