@@ -294,13 +294,13 @@ def ask(path: Path, command: str, **arguments: object) -> Any:
         SupervisorGone: It is no more, or has ended before it answered.
         ControlError: It does not answer, or has failed to do it.
     """
-    with _connected(path) as connection:
+    with _connection(path) as connection:
         return _asked(connection, path, {"command": command, **arguments})
 
 
 def stop(supervisor: Supervisor, *, wait: bool) -> None:
     """Ask a supervisor to drain, and wait for the end of its process if `wait`. Raises what `ask` does."""
-    with _connected(supervisor.path) as connection, _process(supervisor.pid) as ended:
+    with _connection(supervisor.path) as connection, _process(supervisor.pid) as ended:
         _asked(connection, supervisor.path, {"command": "stop"})
         if wait:
             with contextlib.suppress(ConnectionError):  # killed: that is an end, too
@@ -326,7 +326,7 @@ def _process(pid: int) -> Iterator[Callable[[], object]]:
 
 
 @contextlib.contextmanager
-def _connected(path: Path) -> Iterator[socket.socket]:
+def _connection(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_PATIENCE)
         try:

@@ -134,6 +134,7 @@ class TestErrors:
             ("MQTTAPI_LOG_LEVEL", "trace", "debug, info, warning, error or critical"),
             ("MQTT_PROTOCOL", "4", "5 or 3.1.1"),
             ("MQTT_PORT", "99999", "1-65535"),
+            ("MQTTAPI_HEALTH", "0", "1-65535"),
             ("MQTT_TLS_INSECURE", "true ", "true or false"),
             ("WORKER_COUNT", "0", "1-512"),
             ("MQTT_GROUP_NAME", "a/b", "a name without '/', '+' and '#' [MQTT-4.8.2-2]"),
