@@ -30,7 +30,8 @@ class Slot:
         self.successor: Process | None = None
         """A process that takes the place of the present one when that has ended."""
         self.task: asyncio.Task[None] | None = None
-        self.starts = 0
+        self.restarts = 0
+        """Ends that nobody asked for."""
         self.leaving = False
         """Whether the slot goes away with its process."""
         self.deaths = 0
@@ -54,6 +55,7 @@ class Slot:
             code: Its exit code, negative after a signal.
             lived: For how many seconds.
         """
+        self.restarts += 1
         self.died = code != 0
         if process.was_ready:
             self.deaths = 0

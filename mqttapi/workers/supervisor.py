@@ -33,7 +33,7 @@ from mqttapi.workers.relay import Relay
 from mqttapi.workers.slot import CRASH_LOOP, Slot, how_it_ended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 __all__ = ["Supervisor"]
 
@@ -178,7 +178,6 @@ class Supervisor:
             slot.number, self._launch, note=slot.note.fileno(), outputs=self._outputs, relay=self._relay
         )
         process.on_change = self._changed
-        slot.starts += 1
         if self.stopping:
             self._retire(process)
         return process
@@ -328,7 +327,7 @@ class Supervisor:
         return f"{self.size} workers"
 
     @contextlib.asynccontextmanager
-    async def _change(self, phase: str) -> Any:
+    async def _change(self, phase: str) -> AsyncIterator[None]:
         """One change of the pool at a time, while it serves."""
         async with self._changing:
             if self.phase != "serving":
@@ -404,7 +403,7 @@ class Supervisor:
 
     def _described(self, slot: Slot) -> dict[str, Any]:
         process, now = slot.process, time.monotonic()
-        fixed = {"slot": slot.number, "restarts": max(0, slot.starts - 1)}
+        fixed = {"slot": slot.number, "restarts": slot.restarts}
         if process is None:
             return fixed | {"pid": None, "state": "dead", "problems": ["the process has ended"], "stats": {}}
         report = {"state": "starting", "problems": ["the app is being imported"], "stats": {}} | process.report
