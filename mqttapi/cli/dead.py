@@ -11,6 +11,7 @@ import typer
 
 from mqttapi.cli.options import AppDir, BrokerUrl, Debug, Factory, Target
 from mqttapi.cli.problems import tell
+from mqttapi.cli.tables import print_table
 from mqttapi.errors import BrokerError, ConfigurationError
 from mqttapi.message import printable
 
@@ -55,7 +56,7 @@ def list_letters(
 
         print(json.dumps([_described(letter) for letter in letters], indent=2))
     elif letters:
-        _print_table(letters)
+        print_table(_COLUMNS, map(_row, letters))
     else:
         tell(f"there are no dead letters in {spool.directory}")
     if damaged := spool.damaged():
@@ -221,16 +222,6 @@ def _described(letter: Letter) -> dict[str, Any]:
     return described
 
 
-def _print_table(letters: Sequence[Letter]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(column, overflow="fold")
-    for letter in letters:
-        values = asdict(letter) | {"bytes": len(letter.payload)}
-        table.add_row(*(Text(printable(str(values[column])) or "-") for column in _COLUMNS))
-    # What is not a terminal has no width: nothing is to be wrapped for it.
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+def _row(letter: Letter) -> list[str]:
+    values = asdict(letter) | {"bytes": len(letter.payload)}
+    return [printable(str(values[column])) or "-" for column in _COLUMNS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mqttapi.cli.options import AppDir, Debug, Factory, Target, WorkerCap
+from mqttapi.cli.tables import print_table
 from mqttapi.workers.plan import Plan, wanted
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def routes(
 
         print(json.dumps(rows, indent=2))
     else:
-        _print_table(rows)
+        print_table(_COLUMNS, map(_cells, rows))
 
 
 def _described(route: Route, group: str, plan: Plan, middleware: Iterable[object]) -> dict[str, Any]:
@@ -70,19 +70,9 @@ def _qualified(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        shown = row | {"slots": _span(row["slots"]) if row["slots"] else None}
-        table.add_row(*(Text(_cell(shown[column])) for column in _COLUMNS))
-    # What is not a terminal has no width: nothing is to be wrapped for it.
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+def _cells(row: dict[str, Any]) -> list[str]:
+    shown = row | {"slots": _span(row["slots"]) if row["slots"] else None}
+    return [_cell(shown[column]) for column in _COLUMNS]
 
 
 def _span(numbers: Sequence[int]) -> str:
