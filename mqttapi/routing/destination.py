@@ -67,6 +67,27 @@ class Destination:
                 whole += ["topic"] if name == "topic" else []
         return self.template.render(params, topics=whole)
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Filters that match each topic it gives: `+` stands for a parameter, and the route's filters for `<topic>`."""
+        return tuple(
+            dict.fromkeys(
+                self._pattern(filter, source) for filter in self.template.filters for source in self._source.filters
+            )
+        )
+
+    def _pattern(self, filter: str, source: str) -> str:
+        own = {
+            text: value
+            for name, value in (("topic", source), ("route", self._route))
+            if name not in self._source.names
+            for text in (f"<{name}>", f"{{{name}}}")
+        }
+        texts = self.text.split("/")
+        levels = [own.get(texts[min(at, len(texts) - 1)], level) for at, level in enumerate(filter.split("/"))]
+        before, wildcard, _ = "/".join(levels).partition("#")  # what stands behind a topic of any length
+        return before + wildcard
+
     def __repr__(self) -> str:
         return f"Destination({self.text!r})"
 

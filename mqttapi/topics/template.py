@@ -16,7 +16,7 @@ from uuid import UUID
 
 from mqttapi.errors import InvalidTemplate, InvalidTopic
 from mqttapi.topics.converters import known_converters, pattern_or_choices
-from mqttapi.topics.grammar import quote, unwanted, validate_topic
+from mqttapi.topics.grammar import covers, quote, unwanted, validate_topic
 from mqttapi.topics.syntax import parse, refuse
 
 if TYPE_CHECKING:
@@ -121,6 +121,37 @@ class TopicTemplate:
             if levels[position] != literal:
                 return None
         return self.values(levels, topic)
+
+    def covers(self, other: TopicTemplate) -> bool:
+        """Whether each topic that `other` matches is matched by this one.
+
+        It is True only where that is certain: two patterns are compared as they are, and not for what they mean.
+        """
+        if other.renderable and not other.names:
+            return self.match(other.text) is not None
+        if not all(any(covers(wide, narrow) for wide in self.filters) for narrow in other.filters):
+            return False
+        if self.names and not other.renderable:
+            return False  # '+' and '#' match an empty level, and a parameter does not
+        return not self.narrows or self._shape == other._shape
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it refuses topics that its filters match, empty levels aside."""
+        parameters = self.parameters.values()
+        partial = any(level.slots and not level.is_whole for level in self._levels)
+        return partial or any(parameter.constrained or parameter.parse for parameter in parameters)
+
+    @property
+    def _shape(self) -> object:
+        """The template without the names of its parameters."""
+        return [
+            (
+                level.literals,
+                [(self.parameters[slot.name].accepts, slot.converter, slot.optional) for slot in level.slots],
+            )
+            for level in self._levels
+        ]
 
     def render(self, params: Mapping[str, object], *, source: str = "", topics: Collection[str] = ()) -> str:
         """The topic with `params` put in; `source` says in errors who asked.
