@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from mqttapi.transport.connection import ConnectionOptions
     from mqttapi.transport.publishing import PublishingConnection
 
-__all__ = ["Service", "Stopped"]
+__all__ = ["Service", "Stopped", "session_of"]
 
 log = logging.getLogger("mqttapi")
 
@@ -74,6 +74,14 @@ _UNTIL_STUCK: Final = 5.0
 """Seconds beyond its time-out after which a handler is taken to stand still."""
 _GOODBYE: Final = 2.0
 """Seconds that a broker has to answer a DISCONNECT, at most."""
+
+
+def session_of(app: App, settings: Settings) -> Session:
+    """The app's own, else one that lasts, where a route has QoS 1 or 2."""
+    if app.session is not None:
+        return app.session
+    lasting = any(route.qos for route in app.routes)
+    return Session(expiry=settings.session_expiry) if lasting else Session.transient()
 
 
 class Stopped(Exception):
@@ -461,10 +469,7 @@ class Service:
                     await self.publishing.flushed()
 
     def _session(self) -> Session:
-        if self.app.session is not None:
-            return self.app.session
-        lasting = any(route.qos for route in self.app.routes)
-        return Session(expiry=self.settings.session_expiry) if lasting else Session.transient()
+        return session_of(self.app, self.settings)
 
     def _warn(self, options: ConnectionOptions) -> None:
         """What is allowed, but seldom meant; of a pool the first process says it."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mqttapi.cli.bench import bench
+from mqttapi.cli.check import check
 from mqttapi.cli.dead import dead
 from mqttapi.cli.dev import dev
 from mqttapi.cli.messages import pub, sub
@@ -46,6 +47,6 @@ def _everywhere(
     pass
 
 
-for _command in (run, dev, ps, top, scale, reload, stop, routes, pub, sub, new, make, bench):
+for _command in (run, dev, ps, top, scale, reload, stop, routes, check, pub, sub, new, make, bench):
     program.command()(_command)
 program.add_typer(dead, name="dead")

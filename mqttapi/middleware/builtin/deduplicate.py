@@ -94,14 +94,14 @@ class Deduplicate(Middleware):
         self._key = key
         self._lease = lease
         self._sleep = sleep
-        self._ttl = ttl
+        self.ttl = ttl
         self._store: Store = store
         self._clock = clock
         self._claims = PerRun(self._claims_of)
 
     def _claims_of(self, context: Context) -> _Claims:
         redis = redis_of(self, self._store, context)
-        return _InMemory(self._ttl, self._clock) if redis is None else _InRedis(redis, self._ttl, self._lease)
+        return _InMemory(self.ttl, self._clock) if redis is None else _InRedis(redis, self.ttl, self._lease)
 
     async def handle(self, context: Context, next_handler: Endpoint, /) -> Any:
         """Run what is inside, once."""

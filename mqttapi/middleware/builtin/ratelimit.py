@@ -131,6 +131,7 @@ class RateLimit(Middleware):
         self.burst = limit if burst is None else burst
         self.strategy = strategy
         self.excess = excess
+        self.by = by
         self.patience = max_wait if excess == "wait" else 0.0
         self._name = name
         _check(self, max_wait, burst)

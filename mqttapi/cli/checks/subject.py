@@ -1,0 +1,79 @@
+"""`Subject`: an app, as the checks look at it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mqttapi.errors import ConfigurationError
+from mqttapi.runtime.lanes import Runner
+from mqttapi.runtime.links import subscriptions
+from mqttapi.service import session_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mqttapi.app import App
+    from mqttapi.config import Settings
+    from mqttapi.context import Context
+    from mqttapi.middleware import MiddlewareFunction
+    from mqttapi.routing import Route
+    from mqttapi.runtime.links import Subscribed
+
+__all__ = ["Subject"]
+
+
+class Subject:
+    """An app that is not running, with what follows from its settings.
+
+    Args:
+        app: With all of its routes.
+        settings: In the place of which the app's own come.
+    """
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        self.app = app
+        self.settings = app.settings or settings
+        self.routes = app.routes
+        self.group = self.settings.group_name or app.name
+        self.session = session_of(app, self.settings)
+
+    def subscriptions(self) -> list[Subscribed]:
+        """See `runtime.links.subscriptions`.
+
+        Raises:
+            ConfigurationError: Two routes on one subscription contradict each other.
+        """
+        return subscriptions([Runner(route, _never, at) for at, route in enumerate(self.routes)], self.group)
+
+    @cached_property
+    def subscribed(self) -> list[Subscribed]:
+        """The subscriptions; none where they contradict each other, which a check of its own says."""
+        try:
+            return self.subscriptions()
+        except ConfigurationError:
+            return []
+
+    def middleware_of(self, route: Route) -> tuple[MiddlewareFunction, ...]:
+        """All that runs around a route, outermost first; nothing where it is not for this route, likewise."""
+        try:
+            around, inner = self.app.table.middleware_of(route)
+        except ConfigurationError:
+            return ()
+        return (*around, *inner)
+
+    def workers_of(self, route: Route) -> int:
+        """How many processes the route asks for."""
+        return route.workers or (self.settings.worker_count if route.shared else None) or 1
+
+    def longest_attempt(self, route: Route) -> float:
+        """Seconds."""
+        return min(route.timeout or self.settings.max_hold, self.settings.max_hold)
+
+    def lasting(self) -> Iterator[Route]:
+        """The routes that have QoS 1 or 2."""
+        return (route for route in self.routes if route.qos)
+
+
+async def _never(context: Context) -> Any:
+    raise AssertionError("a check runs no handler: this is a bug in mqttapi")
