@@ -68,6 +68,7 @@ log = logging.getLogger("mqttapi")
 
 _STARTING: Final = "the app is starting"
 _STOPPING: Final = "the app is stopping"
+_IDLE: Final = "the app takes no messages"
 _FOR_MESSAGES: Final = 0.9
 """Share of the grace after which messages are cancelled: the rest is for connections and the end of the lifespan."""
 _UNTIL_STUCK: Final = 5.0
@@ -152,6 +153,9 @@ class Service:
                 if app.lifespan is not None:
                     await stack.enter_async_context(app.lifespan(app))
                 await opening.resources(stack, opened)
+                if self._phase == _IDLE:
+                    yield
+                    return
                 await opening.relay(opened, session_expiry=self._session().expiry)
                 context = contextvars.copy_context()
                 context.run(self._make_controllers, opened)
@@ -187,6 +191,11 @@ class Service:
         finally:
             app.publisher.outgoing = None
             app._service = None
+
+    def idle(self, outgoing: Outgoing) -> contextlib.AbstractAsyncContextManager[None]:
+        """Lifespan and resources alone, for a prompt: the outbox is left to those that handle messages, too."""
+        self._phase = _IDLE
+        return self.started(outgoing)
 
     def _signature(self, route: Route) -> Signature:
         if route.inbox is None:
@@ -226,7 +235,7 @@ class Service:
 
     def stats(self) -> Stats:
         """See `App.stats`."""
-        if self._phase == _STARTING:
+        if self._phase in {_STARTING, _IDLE}:
             return Stats()
         routes = {runner.route.name: route_stats(runner) for runner in self.runners}
         held = Stats(
@@ -267,8 +276,8 @@ class Service:
 
     def readiness(self) -> Sequence[str]:
         """See `App.readiness`."""
-        if self._phase == _STARTING:  # there is nothing else to ask yet
-            return (_STARTING,)
+        if self._phase in {_STARTING, _IDLE}:  # there is nothing else to ask
+            return (self._phase,)
         link = self.consumer.state if self.consumer else ""
         publishing = f"publishing: {self.publishing.state}" if self.publishing and self.publishing.state else ""
         stuck = str(self.failure.result()) if self.failure.done() else ""

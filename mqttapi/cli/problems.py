@@ -16,11 +16,26 @@ import typer
 from mqttapi.config import ClientIdInUse
 from mqttapi.errors import ConfigurationError, MQTTAPIError
 
-__all__ = ["FAILED", "TAKEN_OVER", "WRONG", "TargetError", "Verbosity", "redacted", "report", "tell", "user_traceback"]
+__all__ = [
+    "FAILED",
+    "TAKEN_OVER",
+    "TYPED",
+    "WRONG",
+    "TargetError",
+    "Verbosity",
+    "redacted",
+    "report",
+    "show",
+    "tell",
+    "user_traceback",
+]
 
 FAILED: Final = 1
 WRONG: Final = 2
 TAKEN_OVER: Final = 3
+
+TYPED: Final = "<shell>"
+"""In place of a file: what was typed at a prompt, or given to be run."""
 
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _STANDARD_LIBRARY: Final = sysconfig.get_path("stdlib")
@@ -45,7 +60,7 @@ class TargetError(ConfigurationError):
 def report(error: Exception, verbosity: Verbosity) -> int:
     """Tell the user on stderr, and return the exit code."""
     if verbosity.debug:
-        _show("".join(traceback.format_exception(error)))
+        show("".join(traceback.format_exception(error)))
     match error:
         case typer.TyperException():
             if said := error.format_message():  # nothing, where the help was the answer
@@ -56,7 +71,7 @@ def report(error: Exception, verbosity: Verbosity) -> int:
             return WRONG
         case TargetError(__cause__=BaseException() as cause):
             if not verbosity.debug:
-                _show(user_traceback(cause))
+                show(user_traceback(cause))
             tell(str(error))
             return WRONG
         case ClientIdInUse():
@@ -67,7 +82,7 @@ def report(error: Exception, verbosity: Verbosity) -> int:
             return WRONG if isinstance(error, ConfigurationError) else FAILED
         case _:
             if not verbosity.debug:
-                _show(user_traceback(error))
+                show(user_traceback(error))
             tell(f"failed with {type(error).__name__}; --debug shows the whole traceback")
             return FAILED
 
@@ -99,6 +114,8 @@ def _keep_user_frames(described: traceback.TracebackException, seen: set[int]) -
 
 def _is_machinery(filename: str) -> bool:
     """MQTTAPI, the standard library, and what is no file: frozen or compiled code."""
+    if filename == TYPED:
+        return False
     if _within(filename, _PACKAGE) or not Path(filename).is_absolute():
         return True
     return _within(filename, _STANDARD_LIBRARY) and not _within(filename, *_INSTALLED)
@@ -113,7 +130,8 @@ def redacted(text: str) -> str:
     return re.sub(r"://\S*@", "://***@", text)
 
 
-def _show(trace: str) -> None:
+def show(trace: str) -> None:
+    """Print a traceback, on stderr."""
     print(redacted(trace.rstrip()), file=sys.stderr, flush=True)
 
 

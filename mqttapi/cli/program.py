@@ -16,6 +16,7 @@ from mqttapi.cli.processes import ps, reload, scale, stop
 from mqttapi.cli.routes import routes
 from mqttapi.cli.run import run
 from mqttapi.cli.scaffold import make, new
+from mqttapi.cli.shell import shell
 from mqttapi.cli.top import top
 
 __all__ = ["program"]
@@ -47,6 +48,6 @@ def _everywhere(
     pass
 
 
-for _command in (run, dev, ps, top, scale, reload, stop, routes, check, pub, sub, new, make, bench):
+for _command in (run, dev, ps, top, scale, reload, stop, routes, check, shell, pub, sub, new, make, bench):
     program.command()(_command)
 program.add_typer(dead, name="dead")

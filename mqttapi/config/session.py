@@ -51,8 +51,10 @@ class Session:
         return self.expiry > 0
 
 
-def client_id(app: str, instance: str, slot: int, *, stem: str | None = None) -> str:
+def client_id(app: str, instance: str, slot: int | str, *, stem: str | None = None) -> str:
     """The stable client id `<app>-<instance>-<slot>`, or `<stem>-<slot>` where a stem (`MQTT_CLIENT_ID`) is given.
+
+    What is no process of the pool has a text in place of the slot, of `[A-Za-z0-9_-]`.
 
     Characters of app and instance outside `[A-Za-z0-9_-]` become `-`; a short hash of the original text then keeps
     different names apart. A stem is taken as it is.

@@ -24,6 +24,11 @@ class Database:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
+    @property
+    def place(self) -> str:
+        """Its URL, without the password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
     def session(self) -> AbstractAsyncContextManager[AsyncSession]:
         """`async with self.db.session() as session:` is committed at the end of the block, rolled back when it raises."""
         from mqttapi.resources import sql

@@ -109,6 +109,8 @@ class PublishingConnection:
         )
         self._fatal = fatal
         self._loop = asyncio.get_running_loop()
+        self.tried: asyncio.Future[None] = self._loop.create_future()
+        """Done once the first attempt to connect has ended, well or badly: `state` tells."""
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._coming = 0  # from other threads, on their way to the loop
@@ -133,6 +135,11 @@ class PublishingConnection:
     def has_properties(self) -> bool:
         """See `Outgoing.has_properties`."""
         return self._dialer.options.mqtt5
+
+    @property
+    def place(self) -> str:
+        """The broker, and the client id."""
+        return f"{self._dialer.options.where} as {self._name}"
 
     # Submitting
 
@@ -422,6 +429,7 @@ class PublishingConnection:
 
     def _failed(self, error: BrokerError) -> None:
         self.state = str(error)
+        self._has_tried()
         level = logging.ERROR if isinstance(error, ConnectionRefused) else logging.WARNING
         # Nobody misses a connection that has nothing to do, and the link mostly says the same.
         if not (self.messages or level == logging.ERROR) or not self._dialer.is_news(self.state):
@@ -430,6 +438,7 @@ class PublishingConnection:
 
     def _connected(self, connection: Connection, connack: Connack) -> None:
         self.state = ""
+        self._has_tried()
         self.connection = connection
         self._connack = connack
         self._mqtt5 = connection.options.mqtt5
@@ -448,6 +457,10 @@ class PublishingConnection:
         else:
             self._start_over()
         self._pump()
+
+    def _has_tried(self) -> None:
+        if not self.tried.done():
+            self.tried.set_result(None)
 
     def _resume(self, connection: Connection) -> None:
         for entry in self._in_flight.values():

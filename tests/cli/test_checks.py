@@ -10,11 +10,13 @@ import pytest
 from pydantic import BaseModel, Field
 
 from mqttapi import App, Retry, RouteOptions, Session
-from mqttapi.cli.checks import CHECKS, Finding, Subject, look_at
+from mqttapi.cli.checks import CHECKS, Finding, Subject, look_at, sessions
 from mqttapi.config import Settings
 from mqttapi.middleware import CircuitBreaker, Deduplicate, RateLimit
 from mqttapi.resources.inbox import Inbox
 from mqttapi.testing import TestClient
+from mqttapi.transport import dialer
+from mqttapi.workers import slot
 
 
 class Reading(BaseModel):
@@ -427,6 +429,10 @@ def test_a_session_that_ends_before_the_app_is_back_is_a_warning_with_both_numbe
     assert levels(app_of("a"), "short-session") == []
     assert levels(app_of("a"), "short-session", session_expiry=59, protocol="3.1.1") == []
     assert levels(app_of("a", app=App(session=Session(expiry=10))), "short-session") == ["warning"]
+
+
+def test_a_restart_takes_as_long_as_both_pauses() -> None:
+    assert sessions.RESTART >= slot._MAX_PAUSE + dialer.MAX_DELAY
 
 
 def test_a_clean_start_forgets_what_was_kept() -> None:

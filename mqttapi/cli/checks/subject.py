@@ -9,6 +9,7 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.runtime.lanes import Runner
 from mqttapi.runtime.links import subscriptions
 from mqttapi.service import session_of
+from mqttapi.workers.plan import Plan, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,10 @@ class Subject:
         return subscriptions([Runner(route, _never, at) for at, route in enumerate(self.routes)], self.group)
 
     @cached_property
+    def _plan(self) -> Plan:
+        return Plan(wanted(self.routes, self.group, default=self.settings.worker_count))
+
+    @cached_property
     def subscribed(self) -> list[Subscribed]:
         """The subscriptions; none where they contradict each other, which a check of its own says."""
         try:
@@ -63,8 +68,8 @@ class Subject:
         return (*around, *inner)
 
     def workers_of(self, route: Route) -> int:
-        """How many processes the route asks for."""
-        return route.workers or (self.settings.worker_count if route.shared else None) or 1
+        """How many processes serve the route."""
+        return max((len(self._plan.slots(filter)) for filter in route.filters(self.group)), default=1)
 
     def longest_attempt(self, route: Route) -> float:
         """Seconds."""
