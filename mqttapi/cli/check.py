@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from mqttapi.cli.options import AppDir, Debug, EnvFile, Factory, Target
+from mqttapi.cli.options import AppDir, Debug, EnvFile, Factory, Target, WorkerCap
 from mqttapi.cli.problems import FAILED
 from mqttapi.cli.run import use_settings
 from mqttapi.errors import ConfigurationError
@@ -38,6 +38,7 @@ def check(
     ignore: Ignore = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
     acl: Acl = None,
+    workers: WorkerCap = None,
     app_dir: AppDir = Path(),
     factory: Factory = False,
     env_file: EnvFile = None,
@@ -53,7 +54,7 @@ def check(
     from mqttapi.config import Settings
 
     _refuse_unknown(ignore or (), list(CHECKS))
-    subject = Subject(load(target, app_dir=app_dir, factory=factory), Settings())
+    subject = Subject(load(target, app_dir=app_dir, factory=factory), Settings(), cap=workers)
     found = look_at(subject, without=ignore or ())
     if as_json:
         _print_json(subject, found)

@@ -25,7 +25,7 @@ __all__ = [
     "Verbosity",
     "redacted",
     "report",
-    "show",
+    "show_error",
     "tell",
     "user_traceback",
 ]
@@ -60,7 +60,7 @@ class TargetError(ConfigurationError):
 def report(error: Exception, verbosity: Verbosity) -> int:
     """Tell the user on stderr, and return the exit code."""
     if verbosity.debug:
-        show("".join(traceback.format_exception(error)))
+        _show("".join(traceback.format_exception(error)))
     match error:
         case typer.TyperException():
             if said := error.format_message():  # nothing, where the help was the answer
@@ -71,7 +71,7 @@ def report(error: Exception, verbosity: Verbosity) -> int:
             return WRONG
         case TargetError(__cause__=BaseException() as cause):
             if not verbosity.debug:
-                show(user_traceback(cause))
+                _show(user_traceback(cause))
             tell(str(error))
             return WRONG
         case ClientIdInUse():
@@ -82,9 +82,14 @@ def report(error: Exception, verbosity: Verbosity) -> int:
             return WRONG if isinstance(error, ConfigurationError) else FAILED
         case _:
             if not verbosity.debug:
-                show(user_traceback(error))
+                _show(user_traceback(error))
             tell(f"failed with {type(error).__name__}; --debug shows the whole traceback")
             return FAILED
+
+
+def show_error(error: BaseException, verbosity: Verbosity) -> None:
+    """Print what the user's code has raised, and where: the user's frames, or with `--debug` all of them."""
+    _show("".join(traceback.format_exception(error)) if verbosity.debug else user_traceback(error))
 
 
 def user_traceback(error: BaseException) -> str:
@@ -130,8 +135,7 @@ def redacted(text: str) -> str:
     return re.sub(r"://\S*@", "://***@", text)
 
 
-def show(trace: str) -> None:
-    """Print a traceback, on stderr."""
+def _show(trace: str) -> None:
     print(redacted(trace.rstrip()), file=sys.stderr, flush=True)
 
 

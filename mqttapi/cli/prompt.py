@@ -12,7 +12,7 @@ import linecache
 from code import InteractiveConsole
 from typing import TYPE_CHECKING, Any, Final
 
-from mqttapi.cli.problems import TYPED, show, user_traceback
+from mqttapi.cli.problems import TYPED, Verbosity, show_error
 from mqttapi.resources.access import OPENED
 
 if TYPE_CHECKING:
@@ -81,10 +81,11 @@ class Evaluator:
 class Prompt(InteractiveConsole):
     """The prompt, until the end of the input or `exit()`."""
 
-    def __init__(self, evaluate: Evaluator) -> None:
+    def __init__(self, evaluate: Evaluator, verbosity: Verbosity) -> None:
         super().__init__(evaluate.names, TYPED)
         self.compile.compiler.flags |= _AWAIT
         self._evaluate = evaluate
+        self._verbosity = verbosity
         _complete(evaluate.names)
 
     def runcode(self, code: CodeType) -> None:
@@ -97,7 +98,7 @@ class Prompt(InteractiveConsole):
         if isinstance(error, SystemExit):
             raise error
         if error is not None:
-            show(user_traceback(error))
+            show_error(error, self._verbosity)
 
 
 def _complete(names: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mqttapi.cli.options import AppDir, BrokerUrl, Debug, EnvFile, Factory, Target
-from mqttapi.cli.problems import FAILED, show, tell, user_traceback
+from mqttapi.cli.problems import FAILED, Verbosity, show_error, tell
 from mqttapi.cli.run import use_settings
 from mqttapi.errors import ConfigurationError, NotConnected
 
@@ -35,6 +35,7 @@ _PATIENCE: Final = 5.0
 
 
 def shell(
+    context: typer.Context,
     target: Target = None,
     command: Annotated[
         str | None, typer.Option("--command", "-c", metavar="CODE", help="Run this instead, and end.")
@@ -49,6 +50,7 @@ def shell(
 
     `await` may stand anywhere. What comes by a pipe is run, and ends it.
     """
+    verbosity = context.ensure_object(Verbosity)
     use_settings(env_file=env_file)
 
     from anyio.from_thread import start_blocking_portal
@@ -56,17 +58,17 @@ def shell(
     from mqttapi.cli.prompt import Evaluator
     from mqttapi.cli.target import load
 
-    code = _code(command)
+    code = _code(command, verbosity)
     app = load(target, app_dir=app_dir, factory=factory)
     _configure_logs(app)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(_opened(app, broker)) as opened:
         evaluate = Evaluator(portal, opened.names, opened.service.opened)
-        end = _typed(evaluate, opened.banner) if code is None else _given(evaluate, code)
+        end = _typed(evaluate, opened.banner, verbosity) if code is None else _given(evaluate, code, verbosity)
     if end is not None:
         raise end
 
 
-def _code(command: str | None) -> CodeType | None:
+def _code(command: str | None, verbosity: Verbosity) -> CodeType | None:
     """What is to be run; None: what is typed."""
     from mqttapi.cli.prompt import compiled
 
@@ -75,7 +77,7 @@ def _code(command: str | None) -> CodeType | None:
     try:
         return compiled(sys.stdin.read() if command is None else command)
     except SyntaxError as error:
-        show(user_traceback(error))
+        show_error(error, verbosity)
         raise typer.Exit(FAILED) from None
 
 
@@ -89,7 +91,7 @@ def _configure_logs(app: App) -> None:
     logs.configure(level, settings.log_format)
 
 
-def _given(evaluate: Evaluator, code: CodeType) -> BaseException | None:
+def _given(evaluate: Evaluator, code: CodeType, verbosity: Verbosity) -> BaseException | None:
     """Run code; gives what the program has to end with."""
     try:
         error = evaluate(code)
@@ -97,15 +99,15 @@ def _given(evaluate: Evaluator, code: CodeType) -> BaseException | None:
         return typer.Exit(FAILED)
     if error is None or isinstance(error, SystemExit):
         return error
-    show(user_traceback(error))
+    show_error(error, verbosity)
     return typer.Exit(FAILED)
 
 
-def _typed(evaluate: Evaluator, banner: str) -> BaseException | None:
+def _typed(evaluate: Evaluator, banner: str, verbosity: Verbosity) -> BaseException | None:
     from mqttapi.cli.prompt import Prompt
 
     try:
-        Prompt(evaluate).interact(banner, "")
+        Prompt(evaluate, verbosity).interact(banner, "")
     except SystemExit as end:
         return end
     return None

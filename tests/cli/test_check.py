@@ -215,6 +215,13 @@ def test_settings_count_from_the_environment_and_from_a_file(in_process: InProce
     assert "the session expires after 30 s, and a restart may take 60 s" in out
 
 
+def test_a_cap_for_the_workers_counts(in_process: InProcess) -> None:
+    in_process.write("main.py", SOUND.replace("name=", "shared=True, workers=3, name="))
+    assert "its 3 workers" in in_process("check")[1]
+    assert "its 2 workers" in in_process("check", "--workers", "2")[1]
+    assert "workers" not in in_process("check", "--workers", "1")[1]
+
+
 def test_the_settings_of_the_app_come_first(in_process: InProcess) -> None:
     settings = 'settings=Settings(group_name="mine")'
     in_process.write(

@@ -241,6 +241,12 @@ def test_what_is_raised_is_shown_without_our_frames_and_ends_with_1(run: Callabl
     ]
 
 
+@pytest.mark.parametrize("arguments", [("--debug", "shell"), ("shell", "--debug")])
+def test_with_debug_our_frames_are_shown_too(run: object, in_process: InProcess, arguments: tuple[str, str]) -> None:
+    _, _, err = in_process(*arguments, "-c", "1 / 0")
+    assert any("mqttapi/cli/prompt.py" in line for line in err)
+
+
 @pytest.mark.parametrize(("code", "exit_code"), [("raise SystemExit(5)", 5), ("import sys\nsys.exit(0)", 0)])
 def test_a_program_may_say_how_it_ends(run: Callable[[str], Ended], code: str, exit_code: int) -> None:
     assert run(code) == (exit_code, "closed\n", [])

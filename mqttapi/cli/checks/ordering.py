@@ -32,7 +32,7 @@ def order_across_processes(subject: Subject) -> Iterator[Finding]:
             (route,),
             f"ordered_by={key!r} holds within each of its {workers} workers, not among them",
             "The broker gives the messages of one key to any worker: they may be handled at the same time, and out of order.",
-            "ordered_by=None says that the order does not matter; workers=1 keeps it on one machine.",
+            "ordered_by=None says that the order does not matter; workers=1 keeps it, as long as there is one replica.",
         )
 
 

@@ -29,11 +29,13 @@ class Subject:
 
     Args:
         app: With all of its routes.
-        settings: In the place of which the app's own come.
+        settings: Of the environment; the app's own come before them.
+        cap: The most processes that any route gets; None: what the routes say.
     """
 
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: App, settings: Settings, *, cap: int | None = None) -> None:
         self.app = app
+        self._cap = cap
         self.settings = app.settings or settings
         self.routes = app.routes
         self.group = self.settings.group_name or app.name
@@ -49,7 +51,7 @@ class Subject:
 
     @cached_property
     def _plan(self) -> Plan:
-        return Plan(wanted(self.routes, self.group, default=self.settings.worker_count))
+        return Plan(wanted(self.routes, self.group, default=self.settings.worker_count, cap=self._cap))
 
     @cached_property
     def subscribed(self) -> list[Subscribed]:
