@@ -217,8 +217,8 @@ def test_settings_count_from_the_environment_and_from_a_file(in_process: InProce
 
 def test_a_cap_for_the_workers_counts(in_process: InProcess) -> None:
     in_process.write("main.py", SOUND.replace("name=", "shared=True, workers=3, name="))
-    assert "its 3 workers" in in_process("check")[1]
-    assert "its 2 workers" in in_process("check", "--workers", "2")[1]
+    assert "of 3 workers" in in_process("check")[1]
+    assert "of 2 workers" in in_process("check", "--workers", "2")[1]
     assert "workers" not in in_process("check", "--workers", "1")[1]
 
 

@@ -190,6 +190,15 @@ def test_a_fallback_that_subscribes_to_nothing_is_none() -> None:
 def test_a_first_level_that_is_a_wildcard_is_a_note() -> None:
     assert levels(app_of("<tenant>/state"), "leading-wildcard") == ["note"]
     assert levels(app_of("tenants/<tenant>/state", "a/#"), "leading-wildcard") == []
+
+
+def test_first_levels_that_are_wildcards_are_told_once() -> None:
+    (finding,) = found(app_of("<tenant>/a", "<tenant>/b", "c"), "leading-wildcard")
+    assert names(finding) == ["<tenant>/a", "<tenant>/b"]
+    assert finding.what == "filters that begin with a wildcard: '+/a', '+/b'"
+
+
+def test_a_wildcard_behind_a_first_level_is_no_bare_one() -> None:
     assert levels(app_of("a/#"), "bare-wildcard") == []
 
 
@@ -206,7 +215,14 @@ def test_retained_messages_of_a_group_are_a_warning_and_nothing_else_an_error() 
 def test_order_is_not_kept_among_workers() -> None:
     (finding,) = found(app_of("a/<id>", shared=True, workers=3), "order-across-processes")
     assert finding.level == "note"
-    assert finding.what == "ordered_by='topic' holds within each of its 3 workers, not among them"
+    assert finding.what == "ordered_by='topic' holds within each of 3 workers, not among them"
+
+
+def test_the_order_that_is_the_default_is_told_once() -> None:
+    app = app_of("b", app=app_of("a", shared=True, workers=2), shared=True, workers=4)
+    (finding,) = found(app, "order-across-processes")
+    assert names(finding) == ["a", "b"]
+    assert "within each of 4 workers" in finding.what
 
 
 def test_an_order_that_was_asked_for_is_a_warning_among_workers() -> None:
@@ -490,13 +506,14 @@ def test_attempts_that_are_never_made() -> None:
 def test_a_route_that_gets_its_own_dead_letters_is_a_warning() -> None:
     (finding,) = found(app_of("#", dead_letter="dead/<topic>"), "dead-letter-comes-back")
     assert finding.level == "warning"
-    assert finding.what == "dead letters to 'dead/<topic>' come back to the route itself"
+    assert finding.what == "'#' gets dead letters: its own"
 
 
 def test_a_route_that_gets_the_dead_letters_of_another_is_a_warning() -> None:
     app = app_of("<tenant>/<id>", app=app_of("a", dead_letter="dead/<topic>"))
     (finding,) = found(app, "dead-letter-comes-back")
-    assert names(finding) == ["a", "<tenant>/<id>"]
+    assert names(finding) == ["<tenant>/<id>", "a"]
+    assert finding.what == "'<tenant>/<id>' gets dead letters: those of 'a'"
 
 
 @pytest.mark.parametrize("template", ["dead/#", "dead/<topic:path>", "dead/a", "a/<id>"])

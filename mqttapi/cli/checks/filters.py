@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mqttapi.cli.checks.finding import Finding
+from mqttapi.cli.checks.finding import Finding, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,18 +31,22 @@ def bare_wildcard(subject: Subject) -> Iterator[Finding]:
 
 
 def leading_wildcard(subject: Subject) -> Iterator[Finding]:
-    """Routes whose first level is a wildcard, but not all of it."""
-    for route in subject.routes:
-        filters = [text for text in route.listens if text.startswith("+") and text not in _EVERYTHING]
-        if filters:
-            yield Finding(
-                "note",
-                (route,),
-                f"subscribes to {filters[0]!r}, which begins with a wildcard",
-                "The access control of the broker cannot keep the app below one prefix, and topics that begin with '$' "
-                "never match [MQTT-4.7.2-1].",
-                "Begin topics with a level of their own, such as the name of the plant, where you may choose.",
-            )
+    """Routes whose first level is a wildcard, but not all of it: in an app of many tenants that may be each."""
+    found = {
+        route: text
+        for route in subject.routes
+        for text in route.listens
+        if text.startswith("+") and text not in _EVERYTHING
+    }
+    if found:
+        yield Finding(
+            "note",
+            tuple(found),
+            f"filters that begin with a wildcard: {some([repr(text) for text in dict.fromkeys(found.values())])}",
+            "The access control of the broker cannot keep the app below one prefix, and topics that begin with '$' never "
+            "match [MQTT-4.7.2-1].",
+            "Begin topics with a level of their own, such as the name of the plant, where you may choose.",
+        )
 
 
 def retained_under_shared(subject: Subject) -> Iterator[Finding]:

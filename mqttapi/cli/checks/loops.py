@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mqttapi.cli.checks.finding import Finding
-from mqttapi.topics import covers, overlaps
+from mqttapi.cli.checks.finding import Finding, some
+from mqttapi.cli.checks.subject import one_topic
+from mqttapi.topics import covers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from mqttapi.cli.checks.subject import Subject
     from mqttapi.routing import Destination, Route
@@ -18,21 +19,23 @@ __all__ = ["dead_letter_comes_back", "publish_loop"]
 
 def dead_letter_comes_back(subject: Subject) -> Iterator[Finding]:
     """Routes that get the dead letters of the app, though they seem to be for other messages."""
+    senders: dict[Route, list[Route]] = {}
     for route in subject.routes:
         if route.dead_letter is None:
             continue
-        for other in subject.routes:
-            if not _reaches(route.dead_letter, other) or (other is not route and _is_for(other, route.dead_letter)):
-                continue
-            yield Finding(
-                "warning",
-                (route,) if other is route else (route, other),
-                f"dead letters to {route.dead_letter.text!r} come back "
-                + ("to the route itself" if other is route else f"to {other.name!r} on {other.template.text!r}"),
-                "There they are handled as any message; one that fails again is logged and acknowledged, as a dead letter "
-                "is never made one again.",
-                "Begin dead_letter with a first level that no route listens to, or narrow the route.",
-            )
+        for other in subject.reached_by(route.dead_letter):
+            if other is route or not _is_for(other, route.dead_letter):
+                senders.setdefault(other, []).append(route)
+    for route, found in senders.items():
+        whose = ["its own" if sender is route else f"those of {sender.name!r}" for sender in found]
+        yield Finding(
+            "warning",
+            (route, *(sender for sender in found if sender is not route)),
+            f"{route.template.text!r} gets dead letters: {some(whose)}",
+            "There they are handled as any message; one that fails again is logged and acknowledged, as a dead letter is "
+            "never made one again.",
+            "Begin dead_letter with a first level that no route listens to, or narrow the route.",
+        )
 
 
 def publish_loop(subject: Subject) -> Iterator[Finding]:
@@ -60,13 +63,12 @@ def _way_back(subject: Subject, start: Route) -> list[Route]:
     seen: set[Route] = set()
     for way in ways:
         to = way[-1].publish_to
-        for other in subject.routes if to is not None else ():
-            if to is None or other in seen or not _reaches(to, other):
-                continue
+        for other in subject.reached_by(to) if to is not None else ():
             if other is start:
                 return way
-            seen.add(other)
-            ways.append([*way, other])
+            if other not in seen:
+                seen.add(other)
+                ways.append([*way, other])
     return []
 
 
@@ -75,28 +77,16 @@ def _to(route: Route) -> Destination:
     return route.publish_to
 
 
-def _reaches(destination: Destination, route: Route) -> bool:
-    """Whether a topic of the destination may be one that the route handles."""
-    if not route.fallback and (topic := _one_topic(destination)):
-        return route.template.match(topic) is not None
-    return any(overlaps(pattern, filter) for pattern in destination.patterns for filter in route.listens)
-
-
 def _always_reaches(source: Route, route: Route) -> bool:
     """Whether each topic of the source's `publish_to` is one that the route handles."""
     destination = _to(source)
     if route.fallback:
         return False
-    if topic := _one_topic(destination):
+    if topic := one_topic(destination):
         return route.template.match(topic) is not None
     if route.template.narrows:
         return False
     return all(any(covers(filter, pattern) for filter in route.listens) for pattern in destination.patterns)
-
-
-def _one_topic(destination: Destination) -> str | None:
-    patterns: Sequence[str] = destination.patterns
-    return patterns[0] if len(patterns) == 1 and not set(patterns[0]) & set("+#") else None
 
 
 def _is_for(route: Route, destination: Destination) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mqttapi.cli.checks.finding import Finding
+from mqttapi.cli.checks.finding import Finding, Level
 from mqttapi.injection.functions import called
 
 if TYPE_CHECKING:
@@ -20,20 +20,25 @@ MOSQUITTO_WINDOW: Final = 20
 
 
 def order_across_processes(subject: Subject) -> Iterator[Finding]:
-    """An order that several processes share the messages of."""
-    for route in subject.routes:
-        workers = subject.workers_of(route)
-        if workers == 1 or route.ordered_by is None:
-            continue
-        default = route.ordered_by == "topic"
-        key = route.ordered_by if isinstance(route.ordered_by, str) else called(route.ordered_by)
-        yield Finding(
-            "note" if default else "warning",
-            (route,),
-            f"ordered_by={key!r} holds within each of its {workers} workers, not among them",
-            "The broker gives the messages of one key to any worker: they may be handled at the same time, and out of order.",
-            "ordered_by=None says that the order does not matter; workers=1 keeps it, as long as there is one replica.",
-        )
+    """An order that several processes share the messages of: each one that was asked for, and the default one once."""
+    several = {route: workers for route in subject.routes if (workers := subject.workers_of(route)) > 1}
+    for route, workers in several.items():
+        if route.ordered_by not in {"topic", None}:
+            key = route.ordered_by if isinstance(route.ordered_by, str) else called(route.ordered_by)
+            yield _order("warning", [route], key, workers)
+    default = [route for route in several if route.ordered_by == "topic"]
+    if default:
+        yield _order("note", default, "topic", max(several[route] for route in default))
+
+
+def _order(level: Level, routes: list[Route], key: str, workers: int) -> Finding:
+    return Finding(
+        level,
+        tuple(routes),
+        f"ordered_by={key!r} holds within each of {workers} workers, not among them",
+        "The broker gives the messages of one key to any worker: they may be handled at the same time, and out of order.",
+        "ordered_by=None says that the order does not matter; workers=1 keeps it, as long as there is one replica.",
+    )
 
 
 def concurrency_above_window(subject: Subject) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.runtime.lanes import Runner
 from mqttapi.runtime.links import subscriptions
 from mqttapi.service import session_of
+from mqttapi.topics import TopicTree
 from mqttapi.workers.plan import Plan, wanted
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from mqttapi.config import Settings
     from mqttapi.context import Context
     from mqttapi.middleware import MiddlewareFunction
-    from mqttapi.routing import Route
+    from mqttapi.routing import Destination, Route
     from mqttapi.runtime.links import Subscribed
 
-__all__ = ["Subject"]
+__all__ = ["Subject", "one_topic"]
 
 
 class Subject:
@@ -48,6 +49,21 @@ class Subject:
             ConfigurationError: Two routes on one subscription contradict each other.
         """
         return subscriptions([Runner(route, _never, at) for at, route in enumerate(self.routes)], self.group)
+
+    def reached_by(self, destination: Destination) -> list[Route]:
+        """The routes that may get what is sent to a destination, in the order of registration."""
+        found = {route for pattern in destination.patterns for route in self._listening.overlapping(pattern)}
+        if (topic := one_topic(destination)) is not None:
+            found = {route for route in found if route.fallback or route.template.match(topic) is not None}
+        return sorted(found, key=self.routes.index)
+
+    @cached_property
+    def _listening(self) -> TopicTree[Route]:
+        tree: TopicTree[Route] = TopicTree()
+        for route in self.routes:
+            for filter in route.listens:
+                tree.add(filter, route)
+        return tree
 
     @cached_property
     def _plan(self) -> Plan:
@@ -80,6 +96,12 @@ class Subject:
     def lasting(self) -> Iterator[Route]:
         """The routes that have QoS 1 or 2."""
         return (route for route in self.routes if route.qos)
+
+
+def one_topic(destination: Destination) -> str | None:
+    """The topic of a destination that has only one."""
+    first, *others = destination.patterns
+    return None if others or not {"+", "#"}.isdisjoint(first) else first
 
 
 async def _never(context: Context) -> Any:
