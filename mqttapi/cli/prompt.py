@@ -9,6 +9,7 @@ import ast
 import asyncio
 import inspect
 import linecache
+import signal
 from code import InteractiveConsole
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,31 +51,50 @@ class Evaluator:
         self.names = names
         self._portal = portal
         self._opened = opened
+        self._loop = portal.call(asyncio.get_running_loop)
+        # On the loop:
+        self._task: asyncio.Task[Any] | None = None
+        self._interrupted = False
+        self._asked = False  # and the loop has not heard of it yet
 
     def __call__(self, code: CodeType) -> BaseException | None:
-        """Run it to its end; gives what it raised.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C was pressed: what was awaited is cancelled.
-        """
-        task = self._portal.start_task_soon(self._evaluate, code, name="mqttapi.shell")
+        """Run it to its end; gives what it raised. Ctrl-C cancels what it awaits, and is a KeyboardInterrupt then."""
+        self._interrupted = self._asked = False
+        former = signal.signal(signal.SIGINT, self._ask)
         try:
-            return task.result()
-        except KeyboardInterrupt:
-            task.cancel()
-            raise
+            return self._portal.call(self._evaluate, code)
+        except KeyboardInterrupt as error:
+            return error
+        finally:
+            signal.signal(signal.SIGINT, former)
+
+    def _ask(self, *_: object) -> None:
+        """Ctrl-C: no exception here, where it could be lost; a second one leaves behind a loop that hears nothing."""
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        self._loop.call_soon_threadsafe(self._interrupt)
+
+    def _interrupt(self) -> None:
+        self._asked, self._interrupted = False, True
+        if self._task is not None:
+            self._task.cancel()
 
     async def _evaluate(self, code: CodeType) -> BaseException | None:
         OPENED.set(self._opened)
-        itself = asyncio.current_task()
+        self._task = asyncio.current_task()
         try:
+            if self._interrupted:
+                return KeyboardInterrupt()
             result = eval(code, self.names)  # noqa: S307  that is what a prompt is for
             if inspect.CO_COROUTINE & code.co_flags:
                 await result
-        except BaseException as error:  # what it raises is an answer: the loop goes on
-            if isinstance(error, asyncio.CancelledError) and itself is not None and itself.cancelling():
-                raise
+        except asyncio.CancelledError as error:
+            return KeyboardInterrupt() if self._interrupted else error
+        except BaseException as error:  # noqa: BLE001  what it raises is an answer: the loop goes on
             return error
+        finally:
+            self._task = None
         return None
 
 
@@ -90,14 +110,12 @@ class Prompt(InteractiveConsole):
 
     def runcode(self, code: CodeType) -> None:
         """Run what was typed, and show what it raises."""
-        try:
-            error = self._evaluate(code)
-        except KeyboardInterrupt:
-            self.write("\nKeyboardInterrupt\n")
-            return
+        error = self._evaluate(code)
         if isinstance(error, SystemExit):
             raise error
-        if error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            self.write("\nKeyboardInterrupt\n")
+        elif error is not None:
             show_error(error, self._verbosity)
 
 

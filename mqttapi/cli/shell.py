@@ -93,13 +93,11 @@ def _configure_logs(app: App) -> None:
 
 def _given(evaluate: Evaluator, code: CodeType, verbosity: Verbosity) -> BaseException | None:
     """Run code; gives what the program has to end with."""
-    try:
-        error = evaluate(code)
-    except KeyboardInterrupt:
-        return typer.Exit(FAILED)
+    error = evaluate(code)
     if error is None or isinstance(error, SystemExit):
         return error
-    show_error(error, verbosity)
+    if not isinstance(error, KeyboardInterrupt):
+        show_error(error, verbosity)
     return typer.Exit(FAILED)
 
 

@@ -22,7 +22,7 @@ from mqttapi.service import Service
 from mqttapi.testing import TestClient
 from tests.support.mqtt import client
 from tests.support.process import free_port
-from tests.support.waiting import eventually, eventually_sync
+from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -289,11 +289,11 @@ class Terminal:
 
     def expect(self, text: str) -> str:
         """Wait until it is said; gives all that was said since the last call."""
-        eventually_sync(lambda: text in self._read(), within=20, what=lambda: f"{text!r} in:\n{self._said}")
+        eventually_sync(lambda: text in self.read(), within=20, what=lambda: f"{text!r} in:\n{self._said}")
         said, _, self._said = self._said.partition(text)
         return said + text
 
-    def _read(self) -> str:
+    def read(self) -> str:
         with contextlib.suppress(OSError):  # nothing now, or nothing any more
             self._said += os.read(self._ours, 65536).decode().replace("\r\n", "\n")
         return self._said
@@ -381,4 +381,20 @@ async def test_a_program_that_is_interrupted_ends_the_lifespan(mqttapi: CommandL
     await in_thread(lambda: shell.wait_for("begun"))
     assert await in_thread(lambda: shell.stop(signal.SIGINT)) == 1
     assert "closed" in shell.output
-    await eventually(lambda: "Traceback" not in shell.output)
+    assert "Traceback" not in shell.output
+
+
+def test_interrupts_leave_what_blocks_the_loop_behind(mqttapi: CommandLine, nobody: str) -> None:
+    mqttapi.write("main.py", APP)
+    with Terminal(mqttapi, MQTT_URL=nobody) as terminal:
+        terminal.expect(">>> ")
+        terminal.type("import threading")
+        terminal.expect(">>> ")
+        terminal.type("print('blo' + 'cks', flush=True); threading.Event().wait()")
+        terminal.expect("blocks")
+
+        def interrupt() -> bool:  # two at once may be one
+            terminal.process.send_signal(signal.SIGINT)
+            return "KeyboardInterrupt\n>>> " in terminal.read()
+
+        eventually_sync(interrupt, within=20)
