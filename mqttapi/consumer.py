@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import shlex
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mqttapi.config import client_id_warnings, state_dir
@@ -15,18 +18,26 @@ from mqttapi.transport.left_behind import LeftBehind
 from mqttapi.transport.link import Assignment, Link
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from mqttapi.publisher import Publish, PublishResult
     from mqttapi.service import Service
     from mqttapi.transport.handshake import Connack, ConnectionOptions
 
-__all__ = ["Consumer"]
+__all__ = ["Consumer", "main_client_id"]
 
 log = logging.getLogger("mqttapi.link")
 
 _SUFFIXES: Final = r"-l[0-9]+|-i[0-9a-f]{6}"
 """What `runtime.links` adds to a client id."""
 _PAIRS_SHOWN: Final = 100
+_GOODBYE: Final = 2.0
+"""Seconds that a broker has to answer the DISCONNECT of a session that is not needed any more."""
+
+
+def main_client_id(client_id: str) -> str:
+    """The client id of an app's first link, from that of any of its links."""
+    return re.sub(rf"({_SUFFIXES})$", "", client_id)
 
 
 class Consumer:
@@ -37,7 +48,7 @@ class Consumer:
     Client ids are `<id>`, `<id>-l1` and so on, and `<id>-i<hash of the filters>` for an isolated route.
 
     A client id that a former version had and this one has not is connected as well, without subscriptions: what waits in
-    its session is handled, and at the end the session is closed.
+    its session is handled, then the session is ended. So is the only one there is, where the app is to rescue a session.
 
     Args:
         service: The app that runs.
@@ -64,13 +75,15 @@ class Consumer:
         self._stand = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._by_id = True
-        self._abandoned: list[tuple[Link, LeftBehind]] = []
+        self._abandoned: list[Link] = []
+        self._rescue = ""
+        self.kept: dict[str, str] = {}
+        """After `leave` and `close`: the client ids whose sessions could not be ended, and why."""
 
     @property
     def intakes(self) -> Sequence[Intake]:
         """Those of the links that have been connected."""
-        abandoned = [link for link, _ in self._abandoned]
-        return [link.intake for link in (*self.links, *abandoned) if link.intake is not None]
+        return [link.intake for link in (*self.links, *self._abandoned) if link.intake is not None]
 
     @property
     def state(self) -> str:
@@ -80,9 +93,18 @@ class Consumer:
             return states[0][1] if states else ""
         return "; ".join(f"{link.options.client_id}: {state}" for link, state in states)
 
+    @property
+    def relatives(self) -> list[str]:
+        """The client ids of the other links of the same process that have a record on this machine."""
+        name = self._options.client_id
+        main = main_client_id(name)
+        suffixes = self._record(replace(self._options, client_id=main)).siblings(f"({_SUFFIXES})?")
+        return [main + suffix for suffix in suffixes if main + suffix != name]
+
     def start(self) -> None:
         """Connect."""
-        self._add(self._options, self._plan, required=True)
+        rescues = self._service.rescues is not None
+        self._add(self._options, self._nothing if rescues else self._plan, required=True, departs=rescues)
 
     def watch(self) -> None:
         """To be called about once a second."""
@@ -91,17 +113,53 @@ class Consumer:
 
     # -- the end ------------------------------------------------------------------------------------------------
 
+    async def leave(self, *, timeout: float, rescue: str) -> bool:
+        """Give all subscriptions up, for good, and wait until nothing is left that waited for them: `timeout` seconds.
+
+        Messages go on being handled. Then `close` ends the sessions; one in which something may wait stays, with a
+        warning that tells how to `rescue` it: a command that lacks the client id.
+
+        Returns:
+            Whether nothing is left.
+        """
+        self._rescue = rescue
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self.ready)
+                departures = [link.leave(self._publish) for link in (*self.links, *self._abandoned)]
+                while not all(each.over.is_set() for each in departures):
+                    for each in departures:
+                        await each.over.wait()
+        except TimeoutError:
+            return False
+        return not any(link.hindrance for link in self.links)
+
     def stop_reading(self) -> None:
         """Take nothing more from the broker, for good."""
-        for link in (*self.links, *(link for link, _ in self._abandoned)):
+        for link in (*self.links, *self._abandoned):
             link.stop_reading()
 
     async def close(self, *, timeout: float) -> None:
         """Acknowledge what has been done, and say goodbye; brokers have `timeout` seconds to answer."""
         for intake in self.intakes:
             intake.flush()
-        ends = [self._end_session(link, left_behind, timeout) for link, left_behind in self._abandoned]
-        await asyncio.gather(*(link.close(timeout=timeout) for link in self.links), *ends)
+        await asyncio.gather(*(self._close(link, timeout) for link in (*self.links, *self._abandoned)))
+
+    async def _close(self, link: Link, timeout: float) -> None:
+        hindrance = await link.close(timeout=timeout)
+        if not hindrance or not link.options.session_expiry:
+            return
+        name = link.options.client_id
+        self.kept[name] = hindrance
+        if self._rescue:
+            log.warning(
+                "the session of %s is kept, as something may wait in it (%s). To handle that, once this process has "
+                "ended: %s %s",
+                name,
+                hindrance,
+                self._rescue,
+                shlex.quote(name),
+            )
 
     async def cancel(self) -> None:
         """End at once what still runs."""
@@ -109,11 +167,21 @@ class Consumer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _end_session(self, link: Link, left_behind: LeftBehind, timeout: float) -> None:
-        stood = not link.state
-        await link.close(session_expiry=0, timeout=timeout)
-        if stood:
-            left_behind.end()
+    @property
+    def _publish(self) -> Callable[[Publish], Awaitable[PublishResult]]:
+        publishing = self._service.publishing
+        assert publishing is not None  # noqa: S101  it is opened before a consumer
+        return partial(publishing.submit, reserved=True)
+
+    async def _retire(self, link: Link) -> None:
+        """End a session once what waits in it is handled."""
+        await link.leave(self._publish).over.wait()
+        hindrance = link.hindrance or await link.close(timeout=_GOODBYE)
+        name = link.options.client_id
+        if hindrance:
+            log.warning("the session of %s, which a former version of the app had left, stays: %s", name, hindrance)
+        else:
+            log.info("the session of %s, which a former version of the app had left, has ended", name)
 
     # -- the beginning ------------------------------------------------------------------------------------------
 
@@ -132,6 +200,11 @@ class Consumer:
                 log.info("connecting %s%s too, which a former version of the app had left", options.client_id, suffix)
                 self._start_other(options, LinkPlan(suffix, ()), required=False)
         return first
+
+    def _nothing(self, connack: Connack, options: ConnectionOptions) -> LinkPlan:
+        """Decide that nothing is subscribed to."""
+        self._by_id = self._service.app.overlap == "ids" and connack.subscription_ids_available
+        return LinkPlan("", ())
 
     def _tell(self, others: Sequence[LinkPlan]) -> None:
         if others:
@@ -162,15 +235,21 @@ class Consumer:
         options = replace(options, client_id=options.client_id + part.suffix)
         for text in client_id_warnings(options.client_id, options.protocol):
             log.warning("%s", text)
-        self._add(options, lambda *_: part, required=required)
+        self._add(options, lambda *_: part, required=required, departs=not required)
 
     def _add(
-        self, options: ConnectionOptions, decide: Callable[[Connack, ConnectionOptions], LinkPlan], *, required: bool
+        self,
+        options: ConnectionOptions,
+        decide: Callable[[Connack, ConnectionOptions], LinkPlan],
+        *,
+        required: bool,
+        departs: bool,
     ) -> None:
         service, app = self._service, self._service.app
         left_behind: LeftBehind | None = None
         if options.session_expiry:
-            left_behind = LeftBehind(self._record(options), former=app.former_filters, groups=service.groups)
+            former = {*app.former_filters, *(each.filter for each in service.subscribed if departs)}
+            left_behind = LeftBehind(self._record(options), former=former, groups=service.groups)
 
         def assign(connack: Connack, opened: ConnectionOptions) -> Assignment:
             part = decide(connack, opened)
@@ -197,12 +276,15 @@ class Consumer:
             protocol_fallback=self._fallback and not self.links,
             max_payload=service.settings.max_payload,
         )
+        name = f"mqttapi[{options.client_id}].link"
+        if departs:
+            link.leave(self._publish)
         if required:
             self.links.append(link)
             link.on_change = self._changed
-        elif left_behind is not None:
-            self._abandoned.append((link, left_behind))
-        name = f"mqttapi[{options.client_id}].link"
+        else:
+            self._abandoned.append(link)
+            self._tasks.append(asyncio.create_task(self._retire(link), name=f"{name}.end"))
         self._tasks.append(asyncio.create_task(self._run(link, required=required), name=name))
 
     async def _run(self, link: Link, *, required: bool) -> None:
@@ -212,6 +294,7 @@ class Consumer:
             if required:
                 self._service.fail(error)
             else:
+                self._abandoned.remove(link)
                 log.warning("%s: %s", link.options.client_id, error)
 
     def _changed(self) -> None:

@@ -69,6 +69,7 @@ log = logging.getLogger("mqttapi")
 _STARTING: Final = "the app is starting"
 _STOPPING: Final = "the app is stopping"
 _IDLE: Final = "the app takes no messages"
+_LEAVING: Final = "the app is leaving for good"
 _FOR_MESSAGES: Final = 0.9
 """Share of the grace after which messages are cancelled: the rest is for connections and the end of the lifespan."""
 _UNTIL_STUCK: Final = 5.0
@@ -99,6 +100,8 @@ class Service:
         worker: Which process of a pool this is.
         served: The subscriptions that are this process's; None: all of them.
         on_change: Called when the app has been connected and subscribed, and when it is no longer.
+        rescues: The client id of a session that somebody else has left behind: what waits in it is handled, and nothing
+            is subscribed to.
     """
 
     def __init__(
@@ -110,10 +113,12 @@ class Service:
         worker: Worker = Worker(),  # noqa: B008  a value
         served: Container[str] | None = None,
         on_change: Callable[[], None] = lambda: None,
+        rescues: str | None = None,
     ) -> None:
         app.load()
         self.app = app
         self.worker = worker
+        self.rescues = rescues
         self.settings = settings or app.settings or Settings()
         self.consumer: Consumer | None = None
         self.publishing: PublishingConnection | None = None
@@ -317,7 +322,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def connected(self, broker: str | None) -> AsyncIterator[None]:
         """The app with its connections: the body begins once it is subscribed, and what was accepted is handled."""
-        from mqttapi.consumer import Consumer
+        from mqttapi.consumer import Consumer, main_client_id
         from mqttapi.transport.publishing import PublishingConnection
 
         settings = self.settings
@@ -332,7 +337,7 @@ class Service:
             fatal=self.fail,
         )
         lock = ClientLock(
-            options.client_id,
+            main_client_id(options.client_id),
             runtime_dir(settings.runtime_dir),
             wait=settings.grace,
             broker=options.broker.address,
@@ -408,9 +413,9 @@ class Service:
 
     @property
     def client_id(self) -> str:
-        """Of the first link: `<app>-<instance>-<slot>`."""
+        """Of the first link: `<app>-<instance>-<slot>`, or whose session is rescued."""
         instance = self.settings.instance or default_instance()
-        return client_id(self.app.name, instance, self.worker.slot, stem=self.settings.client_id)
+        return self.rescues or client_id(self.app.name, instance, self.worker.slot, stem=self.settings.client_id)
 
     def _options(self, address: Broker) -> ConnectionOptions:
         from mqttapi.transport.connection import ConnectionOptions
@@ -429,6 +434,22 @@ class Service:
             ca_file=settings.tls_ca_file,
             credentials=self.app.credentials,
         )
+
+    async def leave(self, timeout: float, *, rescue: str = "") -> bool:
+        """Unsubscribe for good, and handle what is left, for `timeout` seconds at most; see `Consumer.leave`.
+
+        The end of `connected` then ends the sessions in which nothing waits any more. Returns at once when the app was
+        told to stop, or cannot go on.
+        """
+        if self.consumer is None:
+            return False
+        self._phase = _LEAVING
+        leaving = asyncio.create_task(self.consumer.leave(timeout=timeout, rescue=rescue))
+        try:
+            await asyncio.wait((leaving, self.failure, self.stopping), return_when=asyncio.FIRST_COMPLETED)
+            return leaving.done() and leaving.result()
+        finally:
+            leaving.cancel()
 
     async def _drain(self, consumer: Consumer, publishing: PublishingConnection, hooks: Hooks) -> None:
         """Run what was accepted, confirm what was published, acknowledge, and say goodbye, within `grace` seconds."""
@@ -478,6 +499,8 @@ class Service:
                     await self.publishing.flushed()
 
     def _session(self) -> Session:
+        if self.rescues is not None:
+            return Session(expiry=self.settings.session_expiry or Session().expiry)
         return session_of(self.app, self.settings)
 
     def _warn(self, options: ConnectionOptions) -> None:
@@ -487,13 +510,13 @@ class Service:
         settings = self.settings
         texts = unknown_variables() + broker_warnings(options.broker, settings)
         texts += client_id_warnings(options.client_id, options.protocol)
-        if settings.instance is None and settings.client_id is None and options.session_expiry:
+        if settings.instance is None and settings.client_id is None and options.session_expiry and not self.rescues:
             texts += instance_warnings(default_instance())
         for text in texts:
             log.warning("%s", text)
         plan = Plan(wanted(self.app.routes, self.group, default=settings.worker_count))
         if self.worker.size is None:
-            if plan.asked > 1:
+            if plan.asked > 1 and not self.rescues:
                 log.info("routes ask for %d workers: `mqttapi run` starts them; this process serves all", plan.asked)
         elif self.worker.size > 1:
             self._tell_of_order(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -17,11 +18,20 @@ from mqttapi.errors import ConnectionRefused, HandlerStuck, MQTTAPIError
 from mqttapi.service import Service, Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from mqttapi.app import App
 
-__all__ = ["exit_code", "leave", "loop_factory", "run", "run_to_its_end", "serve", "tune_garbage_collector"]
+__all__ = [
+    "exit_code",
+    "leave",
+    "loop_factory",
+    "run",
+    "run_to_its_end",
+    "serve",
+    "stopped_by_signals",
+    "tune_garbage_collector",
+]
 
 log = logging.getLogger("mqttapi")
 
@@ -35,9 +45,23 @@ _PATIENCE: Final = 0.2  # seconds for threads that have nothing to do any more
 
 async def serve(app: App, broker: str | None, *, whole_program: bool = False) -> None:
     """See `App.serve`. The garbage collector is ours to tune only where the app is the whole program."""
-    loop = asyncio.get_running_loop()
     service = Service(app)
-    task = asyncio.current_task()
+    try:
+        with stopped_by_signals(service):
+            async with service.connected(broker):
+                if whole_program:
+                    tune_garbage_collector()
+                await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
+    except Stopped:
+        return
+    if service.failure.done():
+        raise service.failure.result()
+
+
+@contextlib.contextmanager
+def stopped_by_signals(service: Service) -> Iterator[None]:
+    """Signals tell the service to stop, in the main thread; a second one cancels the current task."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def signalled(number: int) -> None:
         name = signal.Signals(number).name
@@ -52,17 +76,10 @@ async def serve(app: App, broker: str | None, *, whole_program: bool = False) ->
     for number in watched:
         loop.add_signal_handler(number, signalled, number)
     try:
-        async with service.connected(broker):
-            if whole_program:
-                tune_garbage_collector()
-            await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
-    except Stopped:
-        return
+        yield
     finally:
         for number in watched:
             loop.remove_signal_handler(number)
-    if service.failure.done():
-        raise service.failure.result()
 
 
 def _signals() -> tuple[int, ...]:
@@ -103,17 +120,19 @@ def run(app: App, broker: str | None) -> None:
     leave(run_to_its_end(serve(app, broker, whole_program=True)))
 
 
-def run_to_its_end(program: Coroutine[Any, Any, None]) -> int:
-    """Run what serves an app, as the whole program; gives the exit code, and has said why it is not 0."""
+def run_to_its_end(program: Coroutine[Any, Any, int | None]) -> int:
+    """Run what serves an app, as the whole program; gives the exit code, and has said why it is not 0.
+
+    The program may give an exit code of its own.
+    """
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(program)
+            return runner.run(program) or 0
     except (ClientIdInUse, ConnectionRefused, HandlerStuck) as error:
         log.error("%s", error)
         return exit_code(error)
     except (asyncio.CancelledError, KeyboardInterrupt):
         return EXIT_FAILED
-    return 0
 
 
 def leave(code: int) -> NoReturn:

@@ -388,9 +388,10 @@ async def test_a_transient_session_leaves_no_record(fake_broker: FakeBroker, tmp
 
 
 async def test_what_waits_for_a_client_id_of_a_former_version_is_handled_and_its_session_ended(
-    mosquitto: Mosquitto,
+    mosquitto: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The former version needed two links, the new one needs one."""
+    caplog.set_level("INFO")
     handled: Counter[str] = Counter()
     before = app_called("merge", app={"overlap": "links"})
     for template in ("z/<a>/t", "z/1/<b>"):
@@ -402,10 +403,38 @@ async def test_what_waits_for_a_client_id_of_a_former_version_is_handled_and_its
     for template in ("z/<a>/t", "z/1/<b>"):
         count(after, handled, template, template)
     async with after.running(broker=mosquitto.url):
-        await eventually(lambda: handled, what="what waited")
-    assert handled == {"z/1/<b> waited": 1}
-    async with client(mosquitto.url, client_id="merge-test-0-l1", clean=False) as probe:
-        assert not probe.session_present
+        await eventually(lambda: "the session of merge-test-0-l1, which a former version" in caplog.text)
+        assert handled == {"z/1/<b> waited": 1}
+        async with client(mosquitto.url, client_id="merge-test-0-l1", clean=False) as probe:
+            assert not probe.session_present
+
+
+@VERSIONS
+async def test_a_session_of_a_former_version_outlives_a_stop_before_all_of_it_is_handled(
+    mosquitto: Mosquitto, version: str
+) -> None:
+    handled: Counter[str] = Counter()
+    before = app_called("part", version, app={"overlap": "links"})
+    for template in ("z/<a>/t", "z/1/<b>"):
+        count(before, handled, template, template)
+    async with before.running(broker=mosquitto.url):
+        pass
+    await send(mosquitto, "z/1/x", *(str(number) for number in range(100)))
+    for enough in (20, 100):
+        after = app_called("part", version, max_in_flight=5)
+
+        @after.topic("z/1/<b>", ordered_by=None, concurrency=1)
+        async def handle(payload: str) -> None:
+            await asyncio.sleep(0.005)
+            handled[payload] += 1
+
+        async with after.running(broker=mosquitto.url):
+            await eventually(partial(_has, handled, enough), what=lambda: f"{len(handled)} handled")
+    assert handled == dict.fromkeys(map(str, range(100)), 1)
+
+
+def _has(handled: Counter[str], count: int) -> bool:
+    return len(handled) >= count
 
 
 # Retained messages

@@ -13,6 +13,7 @@ from mqttapi.cli.dev import dev
 from mqttapi.cli.messages import pub, sub
 from mqttapi.cli.options import Debug
 from mqttapi.cli.processes import ps, reload, scale, stop
+from mqttapi.cli.rescue import rescue
 from mqttapi.cli.routes import routes
 from mqttapi.cli.run import run
 from mqttapi.cli.scaffold import make, new
@@ -48,6 +49,6 @@ def _everywhere(
     pass
 
 
-for _command in (run, dev, ps, top, scale, reload, stop, routes, check, shell, pub, sub, new, make, bench):
+for _command in (run, dev, ps, top, scale, reload, stop, rescue, routes, check, shell, pub, sub, new, make, bench):
     program.command()(_command)
 program.add_typer(dead, name="dead")

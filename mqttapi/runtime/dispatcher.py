@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from mqttapi.errors import ConfigurationError
+from mqttapi.runtime.fence import FENCE_PREFIX
 from mqttapi.runtime.links import subscription_id
 from mqttapi.topics import TopicCache, TopicTree, split_share
 
@@ -36,7 +37,8 @@ class _Ignored(tuple["Target", ...]):
 
 
 IGNORED: Final[tuple[Target, ...]] = _Ignored()
-"""No targets, and that is right: the routes that match get copies of their own, or do not want this one."""
+"""No targets, and that is right: the routes that match get copies of their own, or do not want this one; or it is a
+fence."""
 
 
 class _Hit(NamedTuple):
@@ -131,6 +133,8 @@ class Dispatcher:
             if known.key == key:
                 return known.targets
             known = known.next
+        if topic.startswith(FENCE_PREFIX):
+            return IGNORED
         hits = self._tree.match(topic)
         sent_for = self._sent_for(hits, ids)
         found = self._find(topic, hits, sent_for, retain=retain)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mqttapi.message import Message, printable
 from mqttapi.runtime.dispatcher import IGNORED
+from mqttapi.runtime.fence import FENCE_PREFIX
 from mqttapi.runtime.lanes import Run
 from mqttapi.runtime.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Sequence
+    from collections.abc import Callable, Collection, Container, Sequence
 
     from mqttapi.app import App
     from mqttapi.message import Properties
@@ -78,6 +79,8 @@ class Intake:
         """Packets that were no message: a topic that is not UTF-8, is empty or has a wildcard."""
         self.unmatched = 0
         """Messages that no route is for."""
+        self.on_fence: Callable[[bytes], None] | None = None
+        """Called with the payload of a message to a fence's topic."""
         self._app = app
         self._targets = dispatcher.targets
         self._workers = workers
@@ -300,6 +303,8 @@ class Intake:
             self.ledger.finish(entry)
             self._answer_soon()
         if not unmatched:
+            if self.on_fence is not None and message.topic.startswith(FENCE_PREFIX):
+                self.on_fence(message.payload)
             return
         self.unmatched += 1
         last, before = self._unmatched_told

@@ -473,11 +473,13 @@ class Connection(aiomqtt.Client):
 
     # Closing
 
-    async def close(self, reason_code: int = 0, *, session_expiry: int | None = None, timeout: float = 2.0) -> None:
+    async def close(self, reason_code: int = 0, *, session_expiry: int | None = None, timeout: float = 2.0) -> bool:
         """Send what is unsent and DISCONNECT, and wait until the broker has closed, for `timeout` seconds at most.
 
         `reason_code` 0x04 asks for the will. `session_expiry` (seconds) replaces what CONNECT said; both are MQTT 5.
+        Gives whether the broker has closed in time, and so has read all of it.
         """
+        answered = False
         if self._wire is not None:
             self.write(self._disconnect_packet(reason_code, session_expiry))
             # A socket closed with bytes unread resets the connection, and the broker may lose what we sent.
@@ -485,7 +487,9 @@ class Connection(aiomqtt.Client):
             self.paused = False
             self.start()
             await asyncio.wait((self.closed,), timeout=timeout)
+            answered = self._end is not None and self._end.by_us  # else writing has failed
         self._lost("closed by us", by_us=True)
+        return answered
 
     def abort(self, reason_code: int, reason: str) -> None:
         """Send DISCONNECT with `reason_code` (MQTT 5) if the socket takes it, and close at once."""

@@ -49,6 +49,15 @@ class LeftBehind:
         self._tried: set[int] = set()
         self._changed = asyncio.Event()
 
+    @property
+    def filters(self) -> frozenset[str]:
+        """All that may be in the session, as far as is known."""
+        return self._noted | self._former
+
+    def note(self, filter: str) -> None:
+        """Note what is about to be subscribed to beside what is wanted: a later run of the app is to unsubscribe it."""
+        self._note(self._noted | {filter})
+
     def begin(self, wanted: Iterable[str], *, session_present: bool) -> frozenset[str]:
         """Note what is about to be subscribed to, before it is; gives what the session may hold already."""
         known = self._noted | self._former if session_present else frozenset()

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mqttapi.config import client_id_warnings
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
 from mqttapi.runtime.links import subscription_id
-from mqttapi.transport.connection import Subscription
+from mqttapi.transport.connection import Connection, Subscription
+from mqttapi.transport.departure import Departure
 from mqttapi.transport.dialer import TAKEN_OVER, Dialer
 from mqttapi.transport.receiving import receiver_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from mqttapi.publisher import Publish, PublishResult
     from mqttapi.runtime.intake import Intake
     from mqttapi.runtime.links import Subscribed
-    from mqttapi.transport.connection import Closed, Connection
+    from mqttapi.transport.connection import Closed
     from mqttapi.transport.handshake import Connack, ConnectionOptions
     from mqttapi.transport.left_behind import LeftBehind
     from mqttapi.transport.receiving import Receiver
@@ -80,6 +83,9 @@ class Link:
         self._max_payload = max_payload
         self._connection: Connection | None = None
         self._receiver: Receiver | None = None
+        self._errand: asyncio.Task[None] | None = None  # beside the messages, as long as the connection stands
+        self._departure: Departure | None = None
+        self._session_ended = False
         self._closing = False
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -104,15 +110,49 @@ class Link:
             if not self._closing:
                 await asyncio.sleep(self._dialer.delay())
 
-    async def close(self, session_expiry: int | None = None, *, timeout: float) -> None:
-        """Write what is due, and DISCONNECT; the broker has `timeout` seconds to answer."""
+    async def close(self, *, timeout: float) -> str:
+        """Write what is due, and DISCONNECT; the broker has `timeout` seconds to answer.
+
+        After `leave` the session is ended too. Where it must not be, or that is not certain, gives the reason.
+        """
         self._closing = True
-        if self._connection is not None:
-            await self._connection.close(session_expiry=session_expiry, timeout=timeout)
+        connection, hindrance = self._connection, self.hindrance
+        if connection is None or self._session_ended:
+            return hindrance
+        if self._departure is None or hindrance:
+            await connection.close(timeout=timeout)
+            return hindrance
+        hindrance = await _end_session(connection, timeout=timeout)
+        self._session_ended = not hindrance
+        if self._session_ended and self._left_behind is not None:
+            self._left_behind.end()
+        return hindrance
+
+    @property
+    def found_session(self) -> bool:
+        """False where a link that was told to leave has found no session."""
+        return self._departure is None or self._departure.found
+
+    @property
+    def hindrance(self) -> str:
+        """After `leave`: why the session must not be ended now; empty when it may."""
+        if self._departure is None or self._session_ended:
+            return ""
+        return self._departure.hindrance(self._connection, self.intake)
+
+    def leave(self, publish: Callable[[Publish], Awaitable[PublishResult]]) -> Departure:
+        """Unsubscribe from everything, now and at each connection to come, and find out when nothing waits any more.
+
+        May be called before `run`: then nothing is ever subscribed to. `publish` sends by another connection.
+        """
+        if self._departure is None:
+            self._departure = Departure(self.options.client_id, publish)
+            if self._connection is not None:
+                self._attend(self._connection)
+        return self._departure
 
     async def _one_connection(self) -> None:
         first = not self._dialer.stood
-        leaving: asyncio.Task[None] | None = None
         connection, connack = await self._dialer.open()
         try:
             if self._closing:
@@ -124,17 +164,24 @@ class Link:
             self._receiver = receiver_of(connection, self.intake, self._max_payload)
             self._begin(self.intake, connack, mqtt5=connection.options.mqtt5)
             self._receiver.start()
-            await self._subscribe(connection, connack)
-            if self._left_behind is not None:
-                leaving = asyncio.create_task(self._left_behind.unsubscribe(connection, self._others_stand))
+            if self._departure is None:
+                await self._subscribe(connection, connack)
+                if self._departure is None:  # else it is attended to already
+                    self._attend(connection)
+            else:
+                self._stands(f"connected to {connection.options.where} as {self.options.client_id}, to end its session")
+                self._attend(connection, connack)
             await asyncio.shield(connection.closed)
         except NotConnected:
             if not connection.closed.done():  # else `_ended` says why there is no SUBACK
                 raise
         finally:
             self._connection = self._receiver = None
-            if leaving is not None:
-                leaving.cancel()
+            if self._errand is not None:
+                self._errand.cancel()
+                self._errand = None
+            if self._departure is not None:
+                self._departure.interrupted()
             if self.intake is not None:
                 self.intake.disconnected()
             if not connection.closed.done():
@@ -149,6 +196,30 @@ class Link:
             filters = [each.filter for each in self._subscribed]
             known = self._left_behind.begin(filters, session_present=connack.session_present)
         intake.connected(connack.session_present, mqtt5=mqtt5, first=not self.ready.done(), known=known)
+
+    def _attend(self, connection: Connection, connack: Connack | None = None) -> None:
+        """Do what there is to do while a connection stands. `connack` is given where nothing was subscribed."""
+        if self._errand is not None:
+            self._errand.cancel()
+            self._errand = None
+        if self._departure is not None and connack is not None and not connack.session_present:
+            self._departure.nothing_waits(connection)
+        elif self._departure is not None:
+            self._errand = asyncio.create_task(self._depart(self._departure, connection))
+        elif self._left_behind is not None:
+            self._errand = asyncio.create_task(self._left_behind.unsubscribe(connection, self._others_stand))
+
+    async def _depart(self, departure: Departure, connection: Connection) -> None:
+        await self._others_stand.wait()
+        if self._left_behind is not None:
+            self._left_behind.note(departure.topic)
+        assert self.intake is not None  # noqa: S101  a connection that stands has one
+        await departure.run(connection, self.intake, self._filters)
+
+    def _filters(self) -> set[str]:
+        """What the session may be subscribed to."""
+        noted = self._left_behind.filters if self._left_behind is not None else ()
+        return {*(each.filter for each in self._subscribed), *noted}
 
     def _note_connack(self, connack: Connack, options: ConnectionOptions, *, first: bool) -> None:
         if first and options.protocol != self.options.protocol:
@@ -247,9 +318,13 @@ class Link:
                     each.qos,
                 )
         if self.ready.done():
-            log.info("connected again and subscribed")
+            self._stands("connected again and subscribed")
         else:
-            log.info("connected to %s as %s, subscribed to %d filters", options.where, options.client_id, len(wanted))
+            self._stands(f"connected to {options.where} as {options.client_id}, subscribed to {len(wanted)} filters")
+
+    def _stands(self, text: str) -> None:
+        log.info("%s", text)
+        if not self.ready.done():
             self.ready.set_result(None)
         self._becomes("")
 
@@ -297,3 +372,24 @@ class Link:
         """See `Port`."""
         if self._receiver is not None and not self._closing:
             self._receiver.resume()
+
+
+async def _end_session(connection: Connection, *, timeout: float) -> str:
+    """End a session with its connection; gives why that is not certain, else nothing.
+
+    MQTT 3.1.1 knows no other way than to begin a new session, which ends with its connection [MQTT-3.1.2-6].
+    """
+    options = connection.options
+    if options.mqtt5:
+        answered = await connection.close(session_expiry=0, timeout=timeout)
+        return "" if answered else "the broker has not answered the DISCONNECT"
+    await connection.close(timeout=timeout)
+    if not options.session_expiry:
+        return ""
+    again = Connection(replace(options, clean_start=True, session_expiry=0, timeout=timeout))
+    try:
+        await again.open()
+    except BrokerError as error:
+        return str(error)
+    await again.close(timeout=timeout)
+    return ""

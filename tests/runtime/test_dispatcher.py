@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mqttapi import App, ConfigurationError, Router
 from mqttapi.runtime.dispatcher import IGNORED, Dispatcher
+from mqttapi.runtime.fence import fence_topic
 from mqttapi.runtime.lanes import Target
 from mqttapi.runtime.links import LinkPlan, Subscribed, plan, subscription_id, subscriptions
 from mqttapi.topics import matches
@@ -142,6 +143,21 @@ def dispatcher_of(app: App, **options: Any) -> tuple[Dispatcher, list[tuple[str,
     left: list[tuple[str, int]] = []
     dispatcher.on_left_behind = lambda topic, number, _: left.append((topic, number))
     return dispatcher, left
+
+
+def test_a_fence_is_for_nobody_and_is_not_counted() -> None:
+    """Whoever sent it, and whatever it was sent for: the app may have subscribed to everything."""
+    app = App()
+    add(app, "#", name="everything")
+    subscribed = subscriptions(runners_of(app), "g")
+    dispatcher, left = Dispatcher(subscribed), []
+    dispatcher.on_left_behind = lambda *found: left.append(found)
+    topic = fence_topic("plant-host-3")
+    for ids in ((), (subscription_id("#"),), (7,)):
+        assert dispatcher.targets(topic, ids) is IGNORED
+        assert dispatcher.retained_targets(topic, ids) is IGNORED
+    assert (dispatcher.strays, left) == (0, [])
+    assert names(dispatcher.targets("mqttapi/fence", ())) == ["everything"]
 
 
 def test_an_unknown_identifier_goes_by_the_topic_and_is_counted_each_time() -> None:

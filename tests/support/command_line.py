@@ -89,6 +89,7 @@ class CommandLine:
             "PYTHONPATH": str(_ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
             "MQTTAPI_RUNTIME_DIR": str(directory / "runtime"),
+            "MQTTAPI_STATE_DIR": str(directory / "state"),
             "COLUMNS": "200",
         }
         self.running: list[Running] = []
