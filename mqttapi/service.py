@@ -312,6 +312,11 @@ class Service:
         targets = (dispatcher.retained_targets if message.retain else dispatcher.targets)(message.topic)
         return not targets or targets[0].runner is run.runner
 
+    def stop(self) -> None:
+        """The app is to finish what it has accepted, and end."""
+        if not self.stopping.done():
+            self.stopping.set_result(None)
+
     def fail(self, error: BaseException) -> None:
         """The app cannot go on."""
         if not self.failure.done():

@@ -67,7 +67,7 @@ def stopped_by_signals(service: Service) -> Iterator[None]:
         name = signal.Signals(number).name
         if not service.stopping.done():
             log.info("%s: finishing what was accepted; a second signal stops at once", name)
-            service.stopping.set_result(None)
+            service.stop()
         elif task is not None and number != _HANG_UP:
             log.warning("%s again: stopping at once", name)
             task.cancel()

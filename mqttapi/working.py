@@ -36,8 +36,8 @@ def introduction(app: App, cap: int | None) -> dict[str, Any]:
     return {
         "app": app.name,
         "instance": settings.instance or default_instance(),
+        "stem": settings.client_id,
         "grace": settings.grace,
-        "runtime_dir": str(settings.runtime_dir) if settings.runtime_dir else None,
         "placement": app.placement,
         "wanted": _wanted(app, settings, cap),
     }
@@ -67,12 +67,16 @@ async def work(app: App, commands: Commands, broker: str | None, *, slot: int, s
     service = Service(app, worker=Worker(slot, size), served=plan.served(slot), on_change=reports.soon)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101  for type checkers: this is a coroutine of a task
+    leaving: asyncio.Future[dict[str, Any]] = loop.create_future()
+    """Done when the slot goes away, with the command that says so."""
 
     def obey(command: dict[str, Any]) -> None:
         match command["do"]:
-            case "drain" | "leave" | channel.GONE:
-                if not service.stopping.done():
-                    service.stopping.set_result(None)
+            case "leave" if service.was_ready:
+                if not leaving.done():
+                    leaving.set_result(command)
+            case "leave" | "drain" | channel.GONE:
+                service.stop()
             case "cancel":
                 task.cancel()
 
@@ -87,7 +91,9 @@ async def work(app: App, commands: Commands, broker: str | None, *, slot: int, s
         async with service.connected(broker):
             tune_garbage_collector()
             reports.soon()
-            await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((service.stopping, service.failure, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                await service.leave(leaving.result()["timeout"], rescue=leaving.result()["rescue"])
     except Stopped:
         return
     finally:

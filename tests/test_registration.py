@@ -35,8 +35,8 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
             "Add shared=True (or shared='group') so that the workers share them, or leave workers out."
         ),
     ),
-    ({"workers": 0, "shared": True}, "workers must be a whole number from 1 to 1,000, got 0"),
-    ({"workers": True, "shared": True}, "workers must be a whole number from 1 to 1,000, got True"),
+    ({"workers": 0, "shared": True}, "workers must be a whole number from 1 to 512, got 0"),
+    ({"workers": True, "shared": True}, "workers must be a whole number from 1 to 512, got True"),
     ({"qos": 3}, "qos must be 0, 1 or 2, got 3"),
     ({"qos": "1"}, "qos must be 0, 1 or 2, got '1'"),
     ({"qos": True}, "qos must be 0, 1 or 2, got True"),

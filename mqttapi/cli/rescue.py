@@ -73,7 +73,7 @@ async def _rescue(app: App, target: str | None, client_id: str, broker: str | No
     from mqttapi.serving import stopped_by_signals
 
     service = Service(app, rescues=client_id)
-    ends = asyncio.get_running_loop().call_later(timeout, _stop, service)
+    ends = asyncio.get_running_loop().call_later(timeout, service.stop)
     try:
         with stopped_by_signals(service):
             async with service.connected(broker):
@@ -88,11 +88,6 @@ async def _rescue(app: App, target: str | None, client_id: str, broker: str | No
     if service.failure.done():
         raise service.failure.result()
     return _conclude(service, target, client_id)
-
-
-def _stop(service: Service) -> None:
-    if not service.stopping.done():
-        service.stopping.set_result(None)
 
 
 def _conclude(service: Service, target: str | None, client_id: str) -> int:

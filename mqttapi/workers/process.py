@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -47,6 +48,13 @@ class Launch(NamedTuple):
     def label(self) -> str:
         """What the command line of a worker says, for whoever lists processes."""
         return self.target or "app"
+
+    @property
+    def rescue(self) -> str:
+        """The command that handles what waits in the session of a worker that is no more; it lacks the client id."""
+        where = ["--app-dir", self.app_dir] if self.app_dir != "." else []
+        target = [self.target] if self.target else []
+        return shlex.join(["mqttapi", "rescue", *where, *(["--factory"] if self.factory else []), *target])
 
 
 class Process:

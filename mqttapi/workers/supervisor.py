@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi._version import __version__
+from mqttapi.config import client_id
 from mqttapi.errors import ConfigurationError
 from mqttapi.workers.description import describe
 from mqttapi.workers.plan import MOST_WORKERS, Plan, Wanted
@@ -353,8 +354,16 @@ class Supervisor:
         surplus = [slot for number, slot in self._slots.items() if number >= self.size]
         for slot in surplus:
             slot.leaving = True
+            if not any(process.was_ready for process in slot.processes):
+                about, rescue = self.about, self._launch.rescue
+                name = client_id(about["app"], about["instance"], slot.number, stem=about["stem"])
+                log.warning(
+                    "worker %d goes away while it is not connected: if it has a session, that stays, with what waits in "
+                    "it. To handle that: %s %s",
+                    *(slot.number, rescue, name),
+                )
             for process in slot.processes:
-                self._retire(process, "leave", timeout=self._grace)
+                self._retire(process, "leave", timeout=self._grace, rescue=self._launch.rescue)
         await self._until(lambda: not any(slot.number in self._slots for slot in surplus))
 
     async def _replace(self, slot: Slot) -> None:

@@ -300,6 +300,53 @@ def test_signals_make_it_one_worker_more_and_one_less(mqttapi: CommandLine, mosq
     assert pool.stop() == 0
 
 
+def has_session(broker: Mosquitto, client_id: str) -> bool:
+    """Whether the broker has kept a session; it has none afterwards."""
+
+    async def look() -> bool:
+        async with client(broker.url, client_id=client_id, clean=False) as visitor:
+            return visitor.session_present
+
+    return asyncio.run(look())
+
+
+def test_a_worker_that_goes_away_under_load_loses_nothing_and_leaves_no_session(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    pool = start(mqttapi, mosquitto)
+    numbers = [str(number) for number in range(400)]
+    publish(mosquitto, "shared/0.02", *numbers[:200])
+    pool.send(signal.SIGTTOU)
+    publish(mosquitto, "shared/0.02", *numbers[200:])
+    pool.wait_for("mqttapi.workers: 2 workers")
+    eventually_sync(lambda: said(pool, "end") == Counter(numbers), within=20, what=lambda: pool.output[-2000:])
+    assert pool.stop() == 0
+    assert said(pool, "end") == Counter(numbers)
+    assert [has_session(mosquitto, f"pool-x-{slot}") for slot in range(3)] == [True, True, False]
+    assert not has_session(mosquitto, "pool-x-2-pub")
+
+
+def test_a_worker_that_goes_away_while_it_is_dead_is_told_with_the_way_to_rescue_its_session(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    mqttapi.write("main.py", APP + "\nif os.path.exists('broken'): os.kill(os.getpid(), 9)\n")
+    pool = start(mqttapi, mosquitto)
+    (mqttapi.directory / "broken").touch()
+    os.kill(pool.worker(2), signal.SIGKILL)
+    pool.wait_for("starting it again in 1 s")
+    pool.send(signal.SIGTTOU)
+    pool.wait_for("worker 2 goes away while it is not connected")
+    assert "To handle that: mqttapi rescue pool-x-2" in pool.output
+    pool.wait_for("mqttapi.workers: 2 workers")
+    assert pool.stop() == 0
+    rescued = mqttapi("rescue", "pool-x-2", "--broker", mosquitto.url)
+    assert rescued.returncode != 0  # the app cannot be imported
+    (mqttapi.directory / "broken").unlink()
+    rescued = mqttapi("rescue", "pool-x-2", "--broker", mosquitto.url)
+    assert rescued.returncode == 0, rescued.stderr
+    assert not has_session(mosquitto, "pool-x-2")
+
+
 def test_a_worker_that_dies_before_it_is_ready_again_and_again_ends_the_pool(
     mqttapi: CommandLine, mosquitto: Mosquitto
 ) -> None:
