@@ -221,7 +221,7 @@ class Workers:
         self._held: list[Run] = []  # without an outcome
         self._sweep: asyncio.TimerHandle | None = None
         self._stopping = False
-        self._drained: asyncio.Future[None] | None = None
+        self._drained: list[asyncio.Future[None]] = []
 
     def submit(self, run: Run) -> None:
         """Take a run; it begins when its lane and its route have room. Call `wake` after a batch."""
@@ -269,11 +269,17 @@ class Workers:
             name = f"{self._name}.lane-{self._started}"
             self._tasks.add(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
 
+    @property
+    def held(self) -> int:
+        """Runs that are over without an outcome. Where there is one, the process is about to end."""
+        return len(self._held)
+
     async def drain(self) -> None:
         """Return when every run has ended, but for those behind one that has no outcome: all of these come again."""
         while self.outstanding > self._unreachable():
-            self._drained = self._loop.create_future()
-            await self._drained
+            drained = self._loop.create_future()
+            self._drained.append(drained)
+            await drained
 
     async def stop(self) -> None:
         """Cancel what still runs, and end the workers. What is cancelled is not reported as ended."""
@@ -424,8 +430,8 @@ class Workers:
         runner.counts[outcome.kind] += 1
         run.origin.ended(run, outcome)
         self.outstanding -= 1
-        if self._drained is not None:
-            self._note_drained(self._drained)
+        if self._drained:
+            self._note_drained()
         if runner.limit is not None:
             self._release(runner)
         if runner.order is not None:
@@ -468,12 +474,16 @@ class Workers:
 
     def _forget(self) -> None:
         self.outstanding -= 1
-        if self._drained is not None:
-            self._note_drained(self._drained)
+        if self._drained:
+            self._note_drained()
 
-    def _note_drained(self, drained: asyncio.Future[None]) -> None:
-        if not drained.done() and self.outstanding <= self._unreachable():
-            drained.set_result(None)
+    def _note_drained(self) -> None:
+        if self.outstanding > self._unreachable():
+            return
+        for drained in self._drained:
+            if not drained.done():  # who waited for it may have been cancelled
+                drained.set_result(None)
+        self._drained.clear()
 
 
 def _take_out(waiting: deque[Run] | None, run: Run) -> bool:
