@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mqttapi.publisher import Publish, PublishResult
+    from mqttapi.runtime.quarantine import Backlog, Quarantine
     from mqttapi.service import Service
     from mqttapi.transport.handshake import Connack, ConnectionOptions
 
@@ -33,6 +34,8 @@ _SUFFIXES: Final = r"-l[0-9]+|-i[0-9a-f]{6}"
 _PAIRS_SHOWN: Final = 100
 _GOODBYE: Final = 2.0
 """Seconds that a broker has to answer the DISCONNECT of a session that is not needed any more."""
+_PATIENCE: Final = 3
+"""How often `max_hold` may go by without the end of any run: attempts, an exception handler, and what that returned."""
 
 
 def main_client_id(client_id: str) -> str:
@@ -55,6 +58,7 @@ class Consumer:
         options: Of the first link.
         protocol_fallback: Whether 3.1.1 may be tried where the broker does not speak MQTT 5.
         on_change: Called when all links have become ready, or one is no longer.
+        quarantine: Of a process whose predecessor died; None: messages run side by side from the start.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Consumer:
         *,
         protocol_fallback: bool,
         on_change: Callable[[], None],
+        quarantine: Quarantine | None = None,
     ) -> None:
         self.links: list[Link] = []
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -72,6 +77,14 @@ class Consumer:
         self._options = options
         self._fallback = protocol_fallback
         self._on_change = on_change
+        self._quarantine = quarantine
+        if quarantine is not None:
+            quarantine.begin(
+                service.workers,
+                service.policy.fail,
+                patience=_PATIENCE * service.settings.max_hold,
+                name=f"mqttapi[{service.app.name}]",
+            )
         self._stand = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._by_id = True
@@ -83,7 +96,11 @@ class Consumer:
     @property
     def intakes(self) -> Sequence[Intake]:
         """Those of the links that have been connected."""
-        return [link.intake for link in (*self.links, *self._abandoned) if link.intake is not None]
+        return [link.intake for link in self._all if link.intake is not None]
+
+    @property
+    def _all(self) -> Sequence[Link]:
+        return (*self.links, *self._abandoned)
 
     @property
     def state(self) -> str:
@@ -108,8 +125,9 @@ class Consumer:
 
     def watch(self) -> None:
         """To be called about once a second."""
-        for intake in self.intakes:
-            intake.watch()
+        for link in self._all:
+            if link.intake is not None:
+                link.intake.watch(subscribed=not link.state)
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -126,7 +144,7 @@ class Consumer:
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.shield(self.ready)
-                departures = [link.leave(self._publish) for link in (*self.links, *self._abandoned)]
+                departures = [link.leave(self._publish) for link in self._all]
                 while not all(each.over.is_set() for each in departures):
                     for each in departures:
                         await each.over.wait()
@@ -136,14 +154,24 @@ class Consumer:
 
     def stop_reading(self) -> None:
         """Take nothing more from the broker, for good."""
-        for link in (*self.links, *self._abandoned):
+        for link in self._all:
             link.stop_reading()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that were received and have not been given to the workers."""
+        return 0 if self._quarantine is None else self._quarantine.waiting
+
+    async def drain(self) -> None:
+        """Return when every message that was received has been given to the workers; nothing may be read meanwhile."""
+        if self._quarantine is not None:
+            await self._quarantine.drain()
 
     async def close(self, *, timeout: float) -> None:
         """Acknowledge what has been done, and say goodbye; brokers have `timeout` seconds to answer."""
         for intake in self.intakes:
             intake.flush()
-        await asyncio.gather(*(self._close(link, timeout) for link in (*self.links, *self._abandoned)))
+        await asyncio.gather(*(self._close(link, timeout) for link in self._all))
 
     async def _close(self, link: Link, timeout: float) -> None:
         hindrance = await link.close(timeout=timeout)
@@ -163,6 +191,8 @@ class Consumer:
 
     async def cancel(self) -> None:
         """End at once what still runs."""
+        if self._quarantine is not None:
+            await self._quarantine.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -173,7 +203,7 @@ class Consumer:
         assert publishing is not None  # noqa: S101  it is opened before a consumer
         return partial(publishing.submit, reserved=True)
 
-    async def _retire(self, link: Link) -> None:
+    async def _retire(self, link: Link, backlog: Backlog | None) -> None:
         """End a session once what waits in it is handled."""
         await link.leave(self._publish).over.wait()
         hindrance = link.hindrance or await link.close(timeout=_GOODBYE)
@@ -182,6 +212,8 @@ class Consumer:
             log.warning("the session of %s, which a former version of the app had left, stays: %s", name, hindrance)
         else:
             log.info("the session of %s, which a former version of the app had left, has ended", name)
+        if backlog is not None:
+            backlog.end()
 
     # -- the beginning ------------------------------------------------------------------------------------------
 
@@ -250,6 +282,7 @@ class Consumer:
         if options.session_expiry:
             former = {*app.former_filters, *(each.filter for each in service.subscribed if departs)}
             left_behind = LeftBehind(self._record(options), former=former, groups=service.groups)
+        backlog = None if self._quarantine is None else self._quarantine.backlog(service.settings.max_in_flight)
 
         def assign(connack: Connack, opened: ConnectionOptions) -> Assignment:
             part = decide(connack, opened)
@@ -265,6 +298,7 @@ class Consumer:
                 max_in_flight=service.settings.max_in_flight,
                 max_bytes=service.settings.max_in_flight_bytes,
                 ordered=app.ack_order == "arrival",
+                backlog=backlog,
             )
             return Assignment(part.subscribed, intake, self._by_id)
 
@@ -284,10 +318,10 @@ class Consumer:
             link.on_change = self._changed
         else:
             self._abandoned.append(link)
-            self._tasks.append(asyncio.create_task(self._retire(link), name=f"{name}.end"))
-        self._tasks.append(asyncio.create_task(self._run(link, required=required), name=name))
+            self._tasks.append(asyncio.create_task(self._retire(link, backlog), name=f"{name}.end"))
+        self._tasks.append(asyncio.create_task(self._run(link, backlog, required=required), name=name))
 
-    async def _run(self, link: Link, *, required: bool) -> None:
+    async def _run(self, link: Link, backlog: Backlog | None, *, required: bool) -> None:
         try:
             await link.run()
         except Exception as error:  # noqa: BLE001  whoever waits for the service gets it
@@ -296,6 +330,8 @@ class Consumer:
             else:
                 self._abandoned.remove(link)
                 log.warning("%s: %s", link.options.client_id, error)
+                if backlog is not None:
+                    backlog.end()
 
     def _changed(self) -> None:
         if all(not link.state for link in self.links):

@@ -16,6 +16,7 @@ MQTTAPIError
 │   └── PublishQueueFull        the queue of outgoing messages is full
 ├── ResourceUnavailable         Redis or the database does not answer
 ├── HandlerStuck                a thread cannot be stopped: the process has to end
+├── PoisonMessage               the message has killed its process: it is not run any more
 ├── Drop                        a handler asks: forget this message
 └── RetryLater                  a handler asks: run it again in a moment
 """
@@ -42,6 +43,7 @@ __all__ = [
     "MQTTAPIError",
     "MessageError",
     "NotConnected",
+    "PoisonMessage",
     "PublishQueueFull",
     "PublishRefused",
     "Reject",
@@ -149,6 +151,20 @@ class HandlerStuck(MQTTAPIError):
     """Raised out of a run when a plain `def` took longer than its `timeout`: nothing but the end of the process stops
     its thread, and until then its message is neither acknowledged nor handled again.
     """
+
+
+class PoisonMessage(MQTTAPIError):
+    """What a message has failed with that killed its process `deaths` times, each time as the only one in flight.
+
+    Nothing of the app sees it, exception handlers included: it is in the dead letter, and in the log.
+    """
+
+    def __init__(self, deaths: int) -> None:
+        super().__init__(
+            f"killed its process {deaths} times, each time as the only message in flight: neither it nor an equal one "
+            "is run until the app is reloaded or started again"
+        )
+        self.deaths = deaths
 
 
 class Drop(MQTTAPIError):

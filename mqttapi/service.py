@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from mqttapi.routing import Route
     from mqttapi.runtime.lanes import Run
     from mqttapi.runtime.links import Subscribed
+    from mqttapi.runtime.quarantine import Quarantine
     from mqttapi.transport.connection import ConnectionOptions
     from mqttapi.transport.publishing import PublishingConnection
 
@@ -102,6 +103,7 @@ class Service:
         on_change: Called when the app has been connected and subscribed, and when it is no longer.
         rescues: The client id of a session that somebody else has left behind: what waits in it is handled, and nothing
             is subscribed to.
+        quarantine: Of a process whose predecessor has died.
     """
 
     def __init__(
@@ -114,12 +116,15 @@ class Service:
         served: Container[str] | None = None,
         on_change: Callable[[], None] = lambda: None,
         rescues: str | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         app.load()
         self.app = app
         self.worker = worker
         self.rescues = rescues
         self.settings = settings or app.settings or Settings()
+        self.quarantine = quarantine
+        """Where this process follows one that died."""
         self.consumer: Consumer | None = None
         self.publishing: PublishingConnection | None = None
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -363,6 +368,7 @@ class Service:
                 options,
                 protocol_fallback=fallback,
                 on_change=lambda: self._changed(hooks),
+                quarantine=self.quarantine,
             )
             self._phase = ""
             consumer.start()
@@ -464,6 +470,7 @@ class Service:
         consumer.stop_reading()
         try:
             async with asyncio.timeout_at(self._deadline):
+                await consumer.drain()
                 await self.workers.drain()
                 if self.backends.relay is not None:
                     await self.backends.relay.flush()
@@ -473,7 +480,7 @@ class Service:
                 "the grace of %g s is nearly over: messages not done: %d (cancelled; those of QoS 1 and 2 come again), "
                 "publishes not confirmed: %d",
                 grace,
-                self.workers.outstanding,
+                self.workers.outstanding + consumer.waiting,
                 publishing.messages,
             )
             await self.workers.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mqttapi.errors import ConfigurationError, Drop, Reject, RetryLater
+from mqttapi.errors import ConfigurationError, Drop, PoisonMessage, Reject, RetryLater
 from mqttapi.injection.functions import called, kind_of
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ ExceptionHandler: TypeAlias = "Callable[[Context, Any], Awaitable[Any]]"
 """`async def handler(context, error)`."""
 
 _STEERING = (Drop, Reject, RetryLater)
+_UNSEEN = (*_STEERING, PoisonMessage)
+"""What no exception handler gets."""
 
 
 def check_exception_handler(error: object, function: object) -> None:
@@ -37,6 +39,11 @@ def check_exception_handler(error: object, function: object) -> None:
             f"exception_handler({error.__name__}): {error.__name__} is how a handler says what becomes of a message, "
             "and no exception handler sees it. Register one for an exception of your own, and raise that"
         )
+    if issubclass(error, PoisonMessage):
+        raise ConfigurationError(
+            "exception_handler(PoisonMessage): a message that has killed its process is given to no code of the app, so "
+            "no exception handler sees it. Read it from the route's dead_letter"
+        )
     form = "An exception handler is 'async def handle(context, error)'."
     name = called(function) if callable(function) else repr(function)
     kind = kind_of(function) if callable(function) else None
@@ -51,8 +58,10 @@ def check_exception_handler(error: object, function: object) -> None:
 
 
 def handler_for(handlers: Mapping[type[Exception], ExceptionHandler], error: BaseException) -> ExceptionHandler | None:
-    """The handler of the nearest class that `error` is an instance of; what steers a message has none."""
-    if handlers and not isinstance(error, _STEERING):
+    """The handler of the nearest class that `error` is an instance of; what steers a message has none, nor has one that
+    is not to run.
+    """
+    if handlers and not isinstance(error, _UNSEEN):
         for kind in type(error).__mro__:
             if kind in handlers:
                 return handlers[kind]

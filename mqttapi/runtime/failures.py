@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import ValidationError
 
-from mqttapi.errors import Drop, MessageError
+from mqttapi.errors import Drop, MessageError, PoisonMessage
 from mqttapi.logs import RateLimited
 from mqttapi.message import printable
 from mqttapi.runtime.outcome import Outcome
@@ -32,6 +32,8 @@ def outcome_of(error: BaseException) -> Outcome:
             return Outcome("rejected", error.reason, error)
         case asyncio.CancelledError():
             return Outcome("failed", "was cancelled, though not by mqttapi", error)
+        case PoisonMessage():
+            return Outcome("failed", f"was not run: it has killed its process {error.deaths} times", error)
     return Outcome("failed", f"raised {type(error).__name__}", error)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Final, Protocol
+from copy import copy
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from mqttapi.message import Message, printable
 from mqttapi.runtime.dispatcher import IGNORED
 from mqttapi.runtime.fence import FENCE_PREFIX
-from mqttapi.runtime.lanes import Run
+from mqttapi.runtime.lanes import Run, Target
 from mqttapi.runtime.ledger import Ledger
+from mqttapi.runtime.quarantine import CHARGES, Arrival
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Sequence
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
     from mqttapi.app import App
     from mqttapi.message import Properties
     from mqttapi.runtime.dispatcher import Dispatcher
-    from mqttapi.runtime.lanes import Runner, Target, Workers
+    from mqttapi.runtime.lanes import Runner, Workers
     from mqttapi.runtime.ledger import Entry
     from mqttapi.runtime.outcome import Outcome
+    from mqttapi.runtime.quarantine import Backlog
 
 __all__ = ["Intake", "Port"]
 
@@ -35,6 +38,9 @@ UNMATCHED_PERIOD: Final = 60.0
 """Seconds between two warnings of messages that no route is for."""
 _RESUME_AT: Final = 0.75
 """Share of the bounds below which reading goes on, so that it does not stop and go for every message."""
+
+
+_Submit: TypeAlias = "Callable[[Message, Sequence[Target], Entry | None], None]"
 
 
 class Port(Protocol):
@@ -57,6 +63,7 @@ class Intake:
         max_in_flight: Messages in memory before reading stops, 1 to 65,535.
         max_bytes: The same in bytes of topics and payloads.
         ordered: Whether messages are acknowledged in the order of arrival.
+        backlog: Where messages wait in a process that begins in quarantine.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class Intake:
         max_in_flight: int,
         max_bytes: int,
         ordered: bool = True,
+        backlog: Backlog | None = None,
     ) -> None:
         self.ledger = Ledger(ordered)
         self.dispatcher = dispatcher
@@ -89,7 +97,11 @@ class Intake:
         self._max_bytes = max_bytes
         self._light = 0  # runs that have not ended and that the ledger does not know, and their bytes
         self._light_bytes = 0
-        self._special = any(runner.queue is not None or runner.route.ack == "received" for runner in dispatcher.runners)
+        special = any(runner.queue is not None or runner.route.ack == "received" for runner in dispatcher.runners)
+        self._usual: _Submit | None = self._submit_each if special else None
+        self._submit: _Submit | None = self._usual if backlog is None else self._withhold
+        """What gives a message to the lanes where that is not `receive` itself."""
+        self._backlog = backlog
         self._settled: Container[Runner] = ()  # whose subscriptions are not new on this connection
         self._mqtt5 = True
         self._flushing = False
@@ -124,8 +136,8 @@ class Intake:
         if not targets:
             self._end_unhandled(message, entry, unmatched=targets is not IGNORED)
             return
-        if self._special:
-            self._submit_each(message, targets, entry)
+        if self._submit is not None:
+            self._submit(message, targets, entry)
         else:
             submit, app = self._workers.submit, self._app
             if entry is not None:
@@ -164,6 +176,8 @@ class Intake:
             known: The filters that a former process may have left in the session.
         """
         self.ledger.connected(session_present, mqtt5=mqtt5)
+        if self._backlog is not None:
+            self._backlog.connected(session_present)
         self._mqtt5 = mqtt5
         if session_present and mqtt5:
             self._settled = ()  # Retain Handling sees to it: what comes was new, and has not reached us before
@@ -228,13 +242,15 @@ class Intake:
         if self.paused:
             self._resume()
 
-    # -- what is rare -------------------------------------------------------------------------------------------
-
-    def watch(self) -> None:
+    def watch(self, *, subscribed: bool = True) -> None:
         """Warn of a message that holds up all others. To be called about once a second."""
         head, now = self.ledger.head(), self._loop.time()
         quiet = self.received == self._received_before
         self._received_before = self.received
+        if self._backlog is not None:
+            self._backlog.looked(silent=quiet and subscribed and not self.paused)
+            if self._backlog.holds:  # most of the age of a message is that of those it waited for
+                return
         if head is None or now - head.arrived < HEAD_AGE or head is self._warned_of:
             return
         # Few brokers let a window of thousands be: one that has sent a dozen and falls silent may be at its own bound.
@@ -248,6 +264,42 @@ class Intake:
                 now - head.arrived,
                 self.ledger.held - 1,
             )
+
+    # -- in quarantine --------------------------------------------------------------------------------------------
+
+    def _withhold(self, message: Message, targets: Sequence[Target], entry: Entry | None) -> None:
+        """Leave it to the quarantine when a message begins, for as long as there is something to do for it."""
+        backlog = self._backlog
+        if backlog is None or backlog.idle:
+            self._backlog, self._submit = None, self._usual
+            self._submit_each(message, targets, entry)
+            return
+        if entry is None:
+            self._light += 1
+            self._light_bytes += len(message.payload)
+        backlog.take(Arrival(self, message, targets, entry))
+
+    def admit(self, arrival: Arrival) -> None:
+        """Give a message to the lanes that was left to the quarantine. Call `Workers.wake` after a batch."""
+        if arrival.entry is None:
+            self._light -= 1
+            self._light_bytes -= len(arrival.message.payload)
+        self._submit_each(arrival.message, arrival.targets, arrival.entry)
+
+    def condemned(self, arrival: Arrival) -> list[Run]:
+        """The runs of a message that are not to begin: each is to be given to `ended`. No code of the app sees it."""
+        if arrival.entry is not None:
+            arrival.entry.pending = len(arrival.targets)
+        runs = []
+        for target in arrival.targets:
+            runner = copy(target.runner)
+            runner.key_of = None
+            run = Run(arrival.message, Target(runner, target.values, None), self._app, self, arrival.entry)
+            run.attempt = CHARGES
+            runs.append(run)
+        return runs
+
+    # -- what is rare -------------------------------------------------------------------------------------------
 
     def _submit_each(self, message: Message, targets: Sequence[Target], entry: Entry | None) -> None:
         """Submit where a route may drop, or has its messages acknowledged as they come."""
