@@ -20,6 +20,7 @@ from mqttapi.workers.plan import Plan, Wanted, Worker, wanted
 
 if TYPE_CHECKING:
     from mqttapi.app import App
+    from mqttapi.runtime.quarantine import Quarantine
     from mqttapi.workers.channel import Commands
 
 __all__ = ["introduction", "work"]
@@ -47,7 +48,16 @@ def _wanted(app: App, settings: Settings, cap: int | None) -> list[Wanted]:
     return wanted(app.routes, settings.group_name or app.name, default=settings.worker_count, cap=cap)
 
 
-async def work(app: App, commands: Commands, broker: str | None, *, slot: int, size: int, cap: int | None) -> None:
+async def work(
+    app: App,
+    commands: Commands,
+    broker: str | None,
+    *,
+    slot: int,
+    size: int,
+    cap: int | None,
+    quarantine: Quarantine | None = None,
+) -> None:
     """Serve as the worker in a slot, until a command says otherwise.
 
     Args:
@@ -57,6 +67,7 @@ async def work(app: App, commands: Commands, broker: str | None, *, slot: int, s
         slot: Of this process.
         size: Of the pool.
         cap: The most processes for any route.
+        quarantine: Where the process before this one has died.
 
     Raises:
         MQTTAPIError: The app cannot go on, or not even start.
@@ -64,7 +75,9 @@ async def work(app: App, commands: Commands, broker: str | None, *, slot: int, s
     """
     plan = Plan(_wanted(app, app.settings or Settings(), cap), placement=app.placement, size=size)
     reports = _Reports(commands)
-    service = Service(app, worker=Worker(slot, size), served=plan.served(slot), on_change=reports.soon)
+    service = Service(
+        app, worker=Worker(slot, size), served=plan.served(slot), on_change=reports.soon, quarantine=quarantine
+    )
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101  for type checkers: this is a coroutine of a task
     leaving: asyncio.Future[dict[str, Any]] = loop.create_future()
@@ -143,7 +156,7 @@ def _state(service: Service) -> dict[str, Any]:
         "problems": list(problems),
         "cpu": usage.ru_utime + usage.ru_stime,
         "rss": _resident(usage),
-        "quarantine": False,
+        "quarantine": service.quarantine is not None and service.quarantine.active,
         "stats": {
             **{field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)},
             "oldest": service.oldest(),

@@ -24,6 +24,7 @@ from mqttapi.cli.target import load
 from mqttapi.config import Session, Settings
 from mqttapi.serving import leave, run_to_its_end
 from mqttapi.workers.channel import Commands
+from mqttapi.workers.quarantine import quarantine_of
 from mqttapi.working import introduction, work
 
 if TYPE_CHECKING:
@@ -65,13 +66,13 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = commands.next()
     try:
-        code = _run(order, commands, life)
+        code = _run(order, commands, life, passed["note"])
     except Exception as error:  # noqa: BLE001  the last line of defence
         code = report(error, Verbosity(debug=order.get("debug", False)))
     leave(code)
 
 
-def _run(order: dict[str, Any], commands: Commands, life: _Life) -> int:
+def _run(order: dict[str, Any], commands: Commands, life: _Life, note: int) -> int:
     if order["do"] != "load":
         return 0
     app = _load(order)
@@ -84,7 +85,15 @@ def _run(order: dict[str, Any], commands: Commands, life: _Life) -> int:
     life.serving = True
     try:
         return run_to_its_end(
-            work(app, commands, order["broker"], slot=order["slot"], size=told["size"], cap=order["cap"])
+            work(
+                app,
+                commands,
+                order["broker"],
+                slot=order["slot"],
+                size=told["size"],
+                cap=order["cap"],
+                quarantine=quarantine_of(told["quarantine"], note),
+            )
         )
     except SystemExit as stop:  # of a handler: what it says is no exit code of ours
         return FAILED if stop.code else 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 from typing import TYPE_CHECKING, Final
+
+from mqttapi.workers.quarantine import SlotQuarantine
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,10 +37,8 @@ class Slot:
         """Whether the slot goes away with its process."""
         self.deaths = 0
         """In a row, before the worker was ready."""
-        self.died = False
-        """Whether the last process has ended abnormally: then something that it handled may have killed it."""
-        self.note = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the slot
-        """Outlives the processes: what one of them notes here before it dies, the next one is told."""
+        self.quarantine = SlotQuarantine()
+        """What its processes have died of."""
         self._brief = 0
 
     @property
@@ -47,17 +46,17 @@ class Slot:
         """Those that live, or are about to end."""
         return [each for each in (self.process, self.successor) if each is not None]
 
-    def ended(self, process: Process, code: int, lived: float) -> None:
+    def ended(self, process: Process, lived: float, *, charged: bool) -> None:
         """Count an end that nobody asked for.
 
         Args:
             process: What has ended.
-            code: Its exit code, negative after a signal.
             lived: For how many seconds.
+            charged: Whether a message is known that it died of. However many of those there are, they are no crash loop:
+                each is put aside in the end.
         """
         self.restarts += 1
-        self.died = code != 0
-        if process.was_ready:
+        if process.was_ready or charged:
             self.deaths = 0
             self._brief = self._brief + 1 if lived < _BRIEF else 0
         else:

@@ -132,7 +132,7 @@ class Supervisor:
         return slot
 
     def _closed(self, slot: Slot, task: asyncio.Task[None]) -> None:
-        slot.note.close()
+        slot.quarantine.close()
         if self._slots.get(slot.number) is slot:
             del self._slots[slot.number]
         if not task.cancelled() and task.exception() is not None:
@@ -145,6 +145,8 @@ class Supervisor:
     async def _keep(self, slot: Slot) -> None:
         """Have a process in the slot for as long as the slot is wanted."""
         while self._is_wanted(slot):
+            if slot.successor is not None:  # it has the code as it is now
+                slot.quarantine.forgive()
             try:
                 process, slot.successor = slot.successor or await self._start(slot), None
             except OSError as error:
@@ -166,7 +168,7 @@ class Supervisor:
         if loaded is not None and not process.told:
             if not self.about:
                 self._learn(loaded)
-            process.send("serve", size=self.size, died=slot.died)
+            process.send("serve", size=self.size, quarantine=slot.quarantine.order())
         code = await process.ended(self._relay)
         slot.process = None
         self._note_end(slot, process, code)
@@ -176,7 +178,7 @@ class Supervisor:
 
     async def _start(self, slot: Slot) -> Process:
         process = await Process.start(
-            slot.number, self._launch, note=slot.note.fileno(), outputs=self._outputs, relay=self._relay
+            slot.number, self._launch, note=slot.quarantine.fd, outputs=self._outputs, relay=self._relay
         )
         process.on_change = self._changed
         if self.stopping:
@@ -214,14 +216,14 @@ class Supervisor:
     def _note_end(self, slot: Slot, process: Process, code: int) -> None:
         """Decide what the end of a process means for its slot, and for the pool."""
         self._served = self._served or process.was_ready
+        charged = slot.quarantine.ended(died=code != 0)
         self._changed()
         if self.stopping or process.told:
             if code:
                 log.warning("worker %d (pid %d) %s while it drained", slot.number, process.pid, how_it_ended(code))
                 self._code = self._code or (FAILED if self.stopping else 0)
-            slot.died = code != 0
             return
-        slot.ended(process, code, time.monotonic() - process.began)
+        slot.ended(process, time.monotonic() - process.began, charged=bool(charged))
         if code == TAKEN_OVER:
             log.error("worker %d has lost its client id to another process: all workers end", slot.number)
             self._finish(TAKEN_OVER)
@@ -238,8 +240,8 @@ class Supervisor:
             again = f"in {slot.pause:g} s" if slot.pause else "at once"
             log.log(
                 logging.ERROR if code else logging.INFO,
-                "worker %d (pid %d) %s: starting it again %s",
-                *(slot.number, process.pid, how_it_ended(code), again),
+                "worker %d (pid %d) %s: starting it again %s%s",
+                *(slot.number, process.pid, how_it_ended(code), again, charged and f"; {charged}"),
             )
 
     # -- the end ----------------------------------------------------------------------------------------------------
