@@ -64,9 +64,28 @@ def opened_for_threads(gate):
 app = App("faults")
 '''
 
+_MAIN = """\
+import sys
+
+from mqttapi import logs
+from mqttapi.config import Settings
+from mqttapi.errors import MQTTAPIError
+
+settings = Settings()
+logs.configure(settings.log_level, settings.log_format)
+try:
+    from module import app
+
+    app.run()
+except MQTTAPIError as error:
+    sys.exit(f"mqttapi: {error}")
+"""
+"""What a test kills must be the process that has the connections: `App.run` in an interpreter of its own, without the
+processes that a command may put around it. It logs to stderr, and fails with one line, as a command does."""
+
 
 class AppProcess:
-    """`mqttapi run` with an app of its own, in a directory that outlives its restarts.
+    """One process with an app of its own, in a directory that outlives its restarts.
 
     The app's source begins with what `_PREAMBLE` gives it: `app`; `note("handled", payload)`, which writes a line that
     `notes()` gives, also after a SIGKILL; `await opened("gate")`, which ends once the test has called `open("gate")`.
@@ -109,7 +128,7 @@ class AppProcess:
         self._starts += 1
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mqttapi", "run", "module:app", "--app-dir", str(self.directory)],
+                [sys.executable, "-c", _MAIN],
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
