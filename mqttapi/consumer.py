@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from mqttapi.config import client_id_warnings, state_dir
 from mqttapi.config.record import Record
+from mqttapi.config.unreleased import Unreleased
 from mqttapi.runtime.intake import Intake
 from mqttapi.runtime.links import LinkPlan, overlapping_routes, plan
 from mqttapi.transport.left_behind import LeftBehind
@@ -19,6 +20,7 @@ from mqttapi.transport.link import Assignment, Link
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
 
     from mqttapi.publisher import Publish, PublishResult
     from mqttapi.runtime.quarantine import Backlog, Quarantine
@@ -279,9 +281,11 @@ class Consumer:
     ) -> None:
         service, app = self._service, self._service.app
         left_behind: LeftBehind | None = None
+        unreleased: Unreleased | None = None
         if options.session_expiry:
             former = {*app.former_filters, *(each.filter for each in service.subscribed if departs)}
             left_behind = LeftBehind(self._record(options), former=former, groups=service.groups)
+            unreleased = Unreleased(options.client_id, self._directory, options.broker.address)
         backlog = None if self._quarantine is None else self._quarantine.backlog(service.settings.max_in_flight)
 
         def assign(connack: Connack, opened: ConnectionOptions) -> Assignment:
@@ -307,6 +311,7 @@ class Consumer:
             assign,
             others_stand=self._stand,
             left_behind=left_behind,
+            unreleased=unreleased,
             protocol_fallback=self._fallback and not self.links,
             max_payload=service.settings.max_payload,
         )
@@ -341,5 +346,8 @@ class Consumer:
         self._on_change()
 
     def _record(self, options: ConnectionOptions) -> Record:
-        directory = state_dir(self._service.app.name, self._service.settings.state_dir)
-        return Record(options.client_id, directory, options.broker.address)
+        return Record(options.client_id, self._directory, options.broker.address)
+
+    @property
+    def _directory(self) -> Path:
+        return state_dir(self._service.app.name, self._service.settings.state_dir)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["Record"]
+__all__ = ["Record", "file_name"]
 
 log = logging.getLogger("mqttapi.link")
 
@@ -29,10 +29,9 @@ class Record:
 
     def __init__(self, client_id: str, directory: Path, broker: str) -> None:
         self.client_id = client_id
-        name = re.sub(r"[^A-Za-z0-9_-]", "-", client_id)[:100]
         self._directory = directory
         self._broker = broker
-        self.path = directory / f"{name}.{_key(client_id, broker)}.filters.json"
+        self.path = directory / file_name(client_id, broker, "filters")
 
     def load(self) -> frozenset[str]:
         """The filters that may be in the session; none where nothing is known."""
@@ -75,5 +74,8 @@ class Record:
         return found
 
 
-def _key(client_id: str, broker: str) -> str:
-    return hashlib.blake2s(f"{client_id}\0{broker}".encode(), digest_size=6).hexdigest()
+def file_name(client_id: str, broker: str, what: str) -> str:
+    """Of what is noted for a client id; `broker` tells equal ones apart, where it is not empty."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", client_id)[:100]
+    key = hashlib.blake2s(f"{client_id}\0{broker}".encode(), digest_size=6).hexdigest()
+    return f"{name}.{key}.{what}.json"

@@ -161,7 +161,8 @@ class Intake:
         names = ", ".join(runner.route.name for runner in runners) or "no route"
         log.warning("%s rejected a message on %s: %s", names, printable(topic), reason)
         if qos:
-            entry = self.ledger.arrive(packet_id, qos, topic, b"")
+            # Nobody runs it, so it is not what ends the time in which the broker sends things again.
+            entry = self.ledger.arrive(packet_id, qos, topic, b"", dup=True)
             if entry is not None:
                 self.ledger.finish(entry)
             self._answer_soon()

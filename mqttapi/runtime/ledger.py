@@ -30,26 +30,37 @@ promise: four of them, always, for all messages of a turn packed in one call.
     id as in one of these two, another message          new      the old entry comes loose; counted in `violations`
     id of a former connection, session present,
       same message                                      joined   one run, acknowledged in the turn of the new arrival
+    QoS 2, DUP, id recalled, same message               repeat   as above; see "Over a restart"
     anything else                                       new      so is every id that was acknowledged [MQTT-4.3.2-5]
 
-"Same message" is equal topic and payload. The DUP flag decides nothing: some brokers do not set it, and it is no proof
-[MQTT5 §3.3.1.1]. A broker may neither send again on a live connection [MQTT-4.4.0-1] nor use an id for another message
-before it is free, but some do: after a while without an answer, or when they restart from an old state. An id is
-acknowledged once, after the *last* message that bears it has been handled, so that none is lost.
+"Same message" is equal topic and payload, or an equal digest of them. Within a process the DUP flag decides nothing:
+some brokers do not set it, and it is no proof [MQTT5 §3.3.1.1]. A broker may neither send again on a live connection
+[MQTT-4.4.0-1] nor use an id for another message before it is free, but some do: after a while without an answer, or when
+they restart from an old state. An id is acknowledged once, after the *last* message that bears it has been handled, so
+that none is lost.
 
 **Epochs.** At a disconnect the queues become the join map, as they are; while things go well it is empty and costs
 one test. A session that is gone (session present = 0) empties it, and the ids that await PUBREL too. It also ends
-once enough messages have come that the broker cannot be resending any more: a later message that happens to have the
-id, topic and payload of one the broker forgot must run.
+once enough messages have come that the broker cannot be resending any more, and with it what awaits PUBREL since a
+former connection: a later message that happens to have the id, topic and payload of one the broker forgot must run.
 
 **QoS 2.** PUBREC leaves after the handlers have ended. From then to PUBREL the id is session state: it survives
-reconnects, though not the process. After PUBREL the id is free.
+reconnects. After PUBREL the id is free.
+
+**Over a restart.** `unreleased` is what a process that ends leaves behind of that state, and `recall` takes it to the
+ledger of the next one (`mqttapi.config.unreleased` keeps it on disk). What is recalled is hearsay: another process may
+have had the session in between. So it is believed only of what the broker must send again, marked [MQTT-3.3.1-1] and
+before anything new [MQTT-4.4.0-1]: it is forgotten as soon as a message of QoS 1 or 2 comes without DUP.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Final, Literal
+from binascii import crc32
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Entry", "Ledger"]
 
@@ -108,13 +119,16 @@ class Ledger:
 
     __slots__ = (
         "_awaiting_release",
+        "_carried",
         "_completed",
         "_former",
         "_mqtt5",
         "_ordered",
         "_pubcomp",
         "_queues",
+        "_recalled",
         "_resends_expected",
+        "_resuming",
         "held",
         "held_bytes",
         "now",
@@ -139,19 +153,22 @@ class Ledger:
         self._queues: tuple[_Queue, _Queue] = ({}, {})  # of QoS 1 and of QoS 2
         self._completed: tuple[list[Entry], list[Entry]] = ([], [])  # filled only when not ordered
         self._pubcomp = bytearray()
-        self._awaiting_release: dict[int, int] = {}  # packet id to a hash of the message
+        self._awaiting_release: dict[int, int] = {}  # packet id to a digest of the message
+        self._carried: set[int] = set()  # of these, what the broker has not come back to on this connection
+        self._recalled: dict[int, int] = {}  # likewise of a former process
         self._former: dict[tuple[int, int], Entry] = {}  # (QoS, packet id) of former connections: the join map
+        self._resuming = False  # whether there is anything in one of the last two
         self._resends_expected = 0
 
     def arrive(self, packet_id: int, qos: int, topic: str, payload: bytes, dup: bool = False) -> Entry | None:
         """Note a PUBLISH of QoS 1 or 2.
 
         Gives a new entry, to be dispatched and handed to `finish` once, when all its runs have ended; or None when
-        there is nothing to run: it joined an entry, or repeats one that was answered with PUBREC. `dup` decides
-        nothing; see above.
+        there is nothing to run: it joined an entry, or repeats one that was answered with PUBREC. `dup` counts only
+        beside what was recalled; see above.
         """
         queue = self._queues[qos - 1]
-        if (packet_id in queue or self._former or qos == 2) and self._was_known(packet_id, qos, topic, payload):
+        if (packet_id in queue or self._resuming or qos == 2) and self._was_known(packet_id, qos, topic, payload, dup):
             return None
         size = len(topic) + len(payload)
         queue[packet_id] = entry = Entry(packet_id, qos, topic, payload, size, self.now)
@@ -176,7 +193,7 @@ class Ledger:
         """Answer a PUBREL: PUBCOMP, with reason code 0x92 for an unknown id where MQTT 5 lets us say so."""
         if packet_id in self._awaiting_release:
             self._free(packet_id)
-        elif self._mqtt5:
+        elif self._recalled.pop(packet_id, None) is None and self._mqtt5:
             self._pubcomp += _UNKNOWN_ID.pack(0x70, 4, packet_id, 0x92, 0)
             return
         self._pubcomp += (_PUBCOMP | packet_id).to_bytes(4, "big")
@@ -191,7 +208,7 @@ class Ledger:
         if self._queues[1]:
             for entry in self._pop(2):
                 words.append(_PUBREC | entry.packet_id)
-                self._awaiting_release[entry.packet_id] = hash((entry.topic, entry.payload))
+                self._awaiting_release[entry.packet_id] = _digest(entry.topic, entry.payload)
         packets = struct.pack(f">{len(words)}I", *words)
         if self._pubcomp:
             packets += self._pubcomp
@@ -216,22 +233,35 @@ class Ledger:
         self._mqtt5 = mqtt5
         if not session_present:
             self._former.clear()
+            self._recalled.clear()
             self._awaiting_release.clear()
-        self._resends_expected = len(self._former) + _RESEND_HORIZON
+        self._carried = set(self._awaiting_release)
+        self._resuming = bool(self._former or self._recalled)
+        self._resends_expected = len(self._former) + len(self._carried) + _RESEND_HORIZON
+
+    @property
+    def unreleased(self) -> dict[int, int]:
+        """Packet ids that wait for PUBREL, each with a digest of its message that means the same in any process."""
+        return self._recalled | self._awaiting_release
+
+    def recall(self, unreleased: Mapping[int, int]) -> None:
+        """Take over what a former process has left as `unreleased`. To be called before the first `connected`."""
+        self._recalled.update(unreleased)
 
     def head(self) -> Entry | None:
         """The oldest message of this connection whose runs have not ended: what all others wait for."""
         running = (next((entry for entry in queue.values() if entry.state == _RUNNING), None) for queue in self._queues)
         return min((entry for entry in running if entry), key=lambda entry: entry.arrived, default=None)
 
-    def _was_known(self, packet_id: int, qos: int, topic: str, payload: bytes) -> bool:
+    def _was_known(self, packet_id: int, qos: int, topic: str, payload: bytes, dup: bool) -> bool:
         """Decide what an arrival is that may be more than a new message, by the table above."""
+        if self._recalled and not dup:
+            self._recalled.clear()
         if qos == 2 and packet_id in self._awaiting_release:
-            if self._awaiting_release[packet_id] == hash((topic, payload)):
+            if self._awaiting_release[packet_id] == _digest(topic, payload):
+                self._carried.discard(packet_id)
                 if packet_id not in self._queues[1]:
-                    repeat = Entry(packet_id, qos, topic, payload, len(topic) + len(payload), self.now)
-                    repeat.state = _LOOSE_ENDED
-                    self._bind(repeat)
+                    self._repeat(packet_id, topic, payload)
                 return True
             self.violations += 1
             self._free(packet_id)
@@ -245,14 +275,37 @@ class Ledger:
             del queue[packet_id]
             self._loosen(known)
             return False
-        former = self._former.pop((qos, packet_id), None)
         self._resends_expected -= 1
         if not self._resends_expected:
-            self._former.clear()
-        if former is None or former.topic != topic or former.payload != payload:
+            self._end_resuming()
+        if not self._resuming:
             return False
-        self._bind(former)
-        return True
+        former = self._former.pop((qos, packet_id), None)
+        recalled = self._recalled.pop(packet_id, None)
+        self._resuming = bool(self._former or self._recalled)
+        if former is not None and former.topic == topic and former.payload == payload:
+            self._bind(former)
+            return True
+        if recalled is not None and qos == 2 and recalled == _digest(topic, payload):
+            self._awaiting_release[packet_id] = recalled
+            self._repeat(packet_id, topic, payload)
+            return True
+        return False
+
+    def _end_resuming(self) -> None:
+        """What the broker has not sent again by now it never will."""
+        self._former.clear()
+        self._recalled.clear()
+        for packet_id in self._carried:
+            del self._awaiting_release[packet_id]
+        self._carried.clear()
+        self._resuming = False
+
+    def _repeat(self, packet_id: int, topic: str, payload: bytes) -> None:
+        """An id that awaits PUBREL is owed PUBREC once more."""
+        repeat = Entry(packet_id, 2, topic, payload, len(topic) + len(payload), self.now)
+        repeat.state = _LOOSE_ENDED
+        self._bind(repeat)
 
     def _bind(self, entry: Entry) -> None:
         """A loose entry is owed an acknowledgement, in the turn of what arrives now."""
@@ -277,6 +330,8 @@ class Ledger:
     def _free(self, packet_id: int) -> None:
         """The id awaits no PUBREL any more; the PUBREC of a repeat that has not left would make it do so again."""
         del self._awaiting_release[packet_id]
+        if self._carried:
+            self._carried.discard(packet_id)
         repeat = self._queues[1].pop(packet_id, None)
         if repeat is not None:
             self._forget(repeat)
@@ -312,3 +367,8 @@ class Ledger:
         self.held -= len(popped)
         self.held_bytes -= size
         return popped
+
+
+def _digest(topic: str, payload: bytes) -> int:
+    """Tells messages apart, in any process: `hash` would not."""
+    return crc32(topic.encode() + payload) << 16 | len(topic)  # the length: where the one ends, the other begins

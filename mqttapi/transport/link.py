@@ -18,6 +18,7 @@ from mqttapi.transport.receiving import receiver_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from mqttapi.config.unreleased import Unreleased
     from mqttapi.publisher import Publish, PublishResult
     from mqttapi.runtime.intake import Intake
     from mqttapi.runtime.links import Subscribed
@@ -52,6 +53,7 @@ class Link:
         assign: Called when the first connection stands and nothing has been read: says what the link is for.
         others_stand: Set when all links of the app are subscribed.
         left_behind: Of a session that outlives its connections.
+        unreleased: Likewise.
         protocol_fallback: Whether 3.1.1 may be tried when the broker does not speak MQTT 5.
         max_payload: Bytes; messages with more are refused.
     """
@@ -63,6 +65,7 @@ class Link:
         *,
         others_stand: asyncio.Event,
         left_behind: LeftBehind | None = None,
+        unreleased: Unreleased | None = None,
         protocol_fallback: bool,
         max_payload: int,
     ) -> None:
@@ -77,6 +80,7 @@ class Link:
         self._assign = assign
         self._others_stand = others_stand
         self._left_behind = left_behind
+        self._unreleased = unreleased
         self._subscribed: Sequence[Subscribed] = ()
         self._by_id = False
         self._dialer = Dialer(options, protocol_fallback=protocol_fallback)
@@ -122,6 +126,7 @@ class Link:
         if self._departure is None or hindrance:
             await connection.close(timeout=timeout)
             return hindrance
+        self._unreleased = None  # there will be nothing to remember
         hindrance = await _end_session(connection, timeout=timeout)
         self._session_ended = not hindrance
         if self._session_ended and self._left_behind is not None:
@@ -184,6 +189,7 @@ class Link:
                 self._departure.interrupted()
             if self.intake is not None:
                 self.intake.disconnected()
+                self._remember(self.intake, connection)
             if not connection.closed.done():
                 await connection.close()
             self._dialer.ended(connection.closed.result())
@@ -195,7 +201,15 @@ class Link:
         if self._left_behind is not None:
             filters = [each.filter for each in self._subscribed]
             known = self._left_behind.begin(filters, session_present=connack.session_present)
+        if self._unreleased is not None:
+            intake.ledger.recall(self._unreleased.take())
         intake.connected(connack.session_present, mqtt5=mqtt5, first=not self.ready.done(), known=known)
+
+    def _remember(self, intake: Intake, connection: Connection) -> None:
+        """Leave behind what the next process has to know, unless another client has the session by now."""
+        closed = connection.closed
+        if self._unreleased is not None and not (closed.done() and closed.result().reason_code == TAKEN_OVER):
+            self._unreleased.save(intake.ledger.unreleased)
 
     def _attend(self, connection: Connection, connack: Connack | None = None) -> None:
         """Do what there is to do while a connection stands. `connack` is given where nothing was subscribed."""

@@ -112,6 +112,7 @@ class AppProcess:
             "MQTT_URL": broker,
             "MQTT_INSTANCE": instance,
             "MQTTAPI_RUNTIME_DIR": str(self.directory / "runtime"),
+            "MQTTAPI_STATE_DIR": str(self.directory / "state"),
             "MQTTAPI_GRACE": "10",
             **environment,
         }

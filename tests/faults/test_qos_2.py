@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
+from mqttapi import Session
 from tests.faults.support import AppProcess, Row, app_called, consumers, counting, publish_all, texts
+from tests.support.fake_broker import FakeBroker
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import client
-from tests.support.packets import PacketType
+from tests.support.packets import PacketType, connack, encode
 from tests.support.proxy import Direction, Proxy
 from tests.support.waiting import eventually
 
@@ -149,6 +152,125 @@ async def test_a_kill_between_pubrec_and_pubrel_brings_no_second_run(
     handled = await app.notes_of("handled", 2)
     assert await app.stop() == 0
     fault.settle(["x", "y"], handled)
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed while cut off", "killed while the broker is away"])
+async def test_a_pubrec_that_is_lost_before_a_restart_brings_no_second_run(
+    mosquitto: Mosquitto, proxy: Before, launch: Launch, fault: Row, how: str
+) -> None:
+    fault(f"row 15; PUBREC lost, connection cut, the app {how} and started again", "handled once")
+    between = await proxy(mosquitto.port)
+    app = launch(between.url, GATED)
+    app.open("go")
+    await app.start()
+    between.drop(TO_BROKER, PacketType.PUBREC)
+    await publish_all(mosquitto.url, ["s/1", "s/2", "s/1"], texts(3), qos=2)
+    await between.wait_for(TO_BROKER, PacketType.PUBREC, 3)
+    if how == "stopped":
+        assert await app.stop() == 0
+    else:
+        await between.refuse() if how == "killed while cut off" else mosquitto.stop()
+        between.reset()
+        await app.said("connection lost")
+        await app.kill()
+        mosquitto.start() if mosquitto.process is None else await between.accept()
+    between.drop(TO_BROKER, PacketType.PUBREC, times=0)
+    await app.start()
+    completed = await between.wait_for(TO_BROKER, PacketType.PUBCOMP, 3)
+    assert not any(packet.reason_code for packet in completed)
+    assert list(app.directory.glob("state/**/*unreleased*")) == []
+    await publish_all(mosquitto.url, "s/1", ["y"], qos=2)
+    handled = await app.notes_of("handled", 4)
+    assert await app.stop() == 0
+    fault.settle([*texts(3), "y"], handled)
+
+
+async def test_a_kill_while_connected_runs_again_what_the_broker_has_no_pubrec_of(
+    mosquitto: Mosquitto, proxy: Before, launch: Launch, fault: Row
+) -> None:
+    fault("PUBREC lost, `kill -9` while connected", "the one rule by which QoS 2 runs twice")
+    between = await proxy(mosquitto.port)
+    app = launch(between.url, GATED)
+    app.open("go")
+    await app.start()
+    between.drop(TO_BROKER, PacketType.PUBREC, times=1)
+    await publish_all(mosquitto.url, "s/1", ["x"], qos=2)
+    await between.wait_for(TO_BROKER, PacketType.PUBREC)
+    await app.kill()
+    await app.start()
+    await between.wait_for(TO_BROKER, PacketType.PUBCOMP)
+    await publish_all(mosquitto.url, "s/1", ["y"], qos=2)
+    handled = await app.notes_of("handled", 2)
+    assert await app.stop() == 0
+    assert handled["x"] == 2
+    fault.settle(["x", "y"], handled, twice=["x"])
+
+
+async def test_a_message_that_is_refused_does_not_end_what_is_known_of_the_others(
+    fake_broker: FakeBroker, launch: Launch, fault: Row
+) -> None:
+    fault("a poison topic before a message whose PUBREC was lost, the app restarted", "the message is handled once")
+    app = launch(fake_broker.url, GATED)
+    app.open("go")
+    fake_broker.reply(PacketType.CONNECT, connack(session_present=True))
+    fake_broker.reply(PacketType.PUBREC, None)
+    for run in (1, 2):
+        await app.start()
+        connection = await fake_broker.subscribed(run)
+        connection.publish("s/+", b"poison", qos=2, packet_id=1, dup=run == 2)
+        connection.publish("s/1", b"on", qos=2, packet_id=2, dup=run == 2)
+        await connection.wait_for(PacketType.PUBREC, 2)
+        assert await app.stop() == 0
+    fault.settle(["on"], app.noted("handled"))
+
+
+async def test_an_equal_message_with_an_old_id_is_handled_though_the_file_is_stale(
+    fake_broker: FakeBroker, launch: Launch, fault: Row
+) -> None:
+    fault("another client had the session between two runs of the app, and got PUBREL", "an equal message is handled")
+    app = launch(fake_broker.url, GATED)
+    app.open("go")
+    fake_broker.reply(PacketType.CONNECT, connack(session_present=True))
+    fake_broker.reply(PacketType.PUBREC, None)
+    for run in (1, 2):
+        await app.start()
+        connection = await fake_broker.subscribed(run)
+        connection.publish("s/1", b"on", qos=2, packet_id=1)
+        await connection.wait_for(PacketType.PUBREC)
+        assert await app.stop() == 0
+        assert len(list(app.directory.glob("state/**/*unreleased*"))) == 1
+    assert app.noted("handled") == {"on": 2}
+    fault.saw("handled, as it is not marked as sent before")
+
+
+async def test_a_session_that_another_client_took_leaves_nothing_behind(
+    fake_broker: FakeBroker, launch: Launch, fault: Row
+) -> None:
+    fault("the client id taken over between PUBREC and PUBREL", "nothing is noted: it is up to the other client")
+    app = launch(fake_broker.url, GATED)
+    app.open("go")
+    fake_broker.reply(PacketType.PUBREC, None)
+    await app.start()
+    connection = await fake_broker.subscribed()
+    connection.publish("s/1", b"on", qos=2, packet_id=1)
+    await connection.wait_for(PacketType.PUBREC)
+    connection.send(encode(PacketType.DISCONNECT, 0, b"\x8e"))
+    assert await app.ended() == 3
+    assert list(app.directory.glob("state/**/*unreleased*")) == []
+    fault.saw("exit 3, no file")
+
+
+async def test_a_transient_session_leaves_nothing_behind(fake_broker: FakeBroker, tmp_path: Path, fault: Row) -> None:
+    fault("a transient session ends between PUBREC and PUBREL", "nothing is noted")
+    app, handled = counting("transient", qos=2, settings={"state_dir": tmp_path})
+    app.session = Session.transient()
+    fake_broker.reply(PacketType.PUBREC, None)
+    async with app.running(broker=fake_broker.url):
+        connection = await fake_broker.subscribed()
+        connection.publish("s/1", b"on", qos=2, packet_id=1)
+        await connection.wait_for(PacketType.PUBREC)
+    assert list(tmp_path.iterdir()) == []
+    fault.settle(["on"], handled)
 
 
 async def test_a_broker_restart_brings_no_second_run(mosquitto: Mosquitto, fault: Row) -> None:

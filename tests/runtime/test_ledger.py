@@ -32,6 +32,23 @@ def reconnect(ledger: Ledger, *, session_present: bool = True) -> None:
     ledger.connected(session_present)
 
 
+def restarted(left: Ledger, *, session_present: bool = True) -> Ledger:
+    """The ledger of the next process."""
+    ledger = Ledger()
+    ledger.recall(left.unreleased)
+    ledger.connected(session_present)
+    return ledger
+
+
+def answered(*ids: int) -> Ledger:
+    """A ledger that has answered QoS 2 messages with PUBREC."""
+    ledger = Ledger()
+    for packet_id in ids:
+        ledger.finish(new(ledger, packet_id, qos=2))
+    ledger.take()
+    return ledger
+
+
 # ------------------------------------------------------------------------------------------------------------ order
 
 
@@ -203,6 +220,70 @@ def test_a_lost_session_frees_the_ids_between_pubrec_and_pubrel() -> None:
     assert ledger.take() == b"\x70\x04\x00\x05\x92\x00"
 
 
+# ---------------------------------------------------------------------------------------------------- over a restart
+
+
+def test_what_a_former_process_answered_is_answered_again_and_does_not_run() -> None:
+    ledger = restarted(answered(5))
+    assert ledger.arrive(5, 2, "t", b"p", dup=True) is None
+    assert ledger.take() == pubrec(5)
+    ledger.release(5)
+    assert ledger.take() == pubcomp(5)
+    assert ledger.unreleased == {}
+    new(ledger, 5, qos=2)
+
+
+def test_a_pubrel_for_what_a_former_process_answered_is_no_surprise() -> None:
+    ledger = restarted(answered(5))
+    ledger.release(5)
+    assert ledger.take() == pubcomp(5)
+    assert ledger.unreleased == {}
+
+
+def test_what_a_former_process_answered_outlives_several_processes() -> None:
+    ledger = restarted(restarted(answered(5)))
+    assert ledger.arrive(5, 2, "t", b"p", dup=True) is None
+    ledger.disconnected()
+    ledger = restarted(ledger)
+    assert ledger.arrive(5, 2, "t", b"p", dup=True) is None
+
+
+def test_a_message_that_was_not_sent_before_is_no_repeat_whatever_a_former_process_answered() -> None:
+    """[MQTT-3.3.1-1]: what is sent again is marked."""
+    new(restarted(answered(5)), 5, qos=2)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_nothing_is_a_repeat_behind_the_first_message_that_was_not_sent_before(qos: int) -> None:
+    ledger = restarted(answered(5, 6))
+    assert ledger.arrive(6, 2, "t", b"p", dup=True) is None
+    new(ledger, 7, qos=qos)
+    assert ledger.arrive(5, 2, "t", b"p", dup=True) is not None
+
+
+@pytest.mark.parametrize(("topic", "payload"), [("t", b"other"), ("u", b"p"), ("tp", b""), ("", b"tp")])
+def test_another_message_is_no_repeat_of_what_a_former_process_answered(topic: str, payload: bytes) -> None:
+    ledger = restarted(answered(5))
+    assert ledger.arrive(5, 2, topic, payload, dup=True) is not None
+    assert ledger.violations == 0
+
+
+def test_a_message_of_qos_1_is_no_repeat_and_says_that_the_id_is_free() -> None:
+    ledger = restarted(answered(5))
+    assert ledger.arrive(5, 1, "t", b"p", dup=True) is not None
+    assert ledger.arrive(5, 2, "t", b"p", dup=True) is not None
+
+
+def test_a_lost_session_frees_what_a_former_process_answered() -> None:
+    ledger = restarted(answered(5), session_present=False)
+    assert ledger.unreleased == {}
+    assert ledger.arrive(5, 2, "t", b"p", dup=True) is not None
+
+
+def test_a_digest_means_the_same_in_every_process() -> None:
+    assert answered(5).unreleased == {5: (0x5A8FDF31 << 16) + 1}
+
+
 # --------------------------------------------------------------------------------------------------------- epochs
 
 
@@ -320,6 +401,21 @@ def test_a_message_the_broker_forgot_does_not_swallow_a_later_equal_one() -> Non
         ledger.finish(new(ledger, 2 + i))
         ledger.take()
     new(ledger, 1)
+
+
+def test_an_answered_message_the_broker_forgot_does_not_swallow_a_later_equal_one() -> None:
+    """Such as one that expired before its PUBREC was read: no PUBREL will ever come."""
+    ledger = answered(1, 2, 3)
+    reconnect(ledger)
+    known(ledger, 2, qos=2)
+    for i in range(10_000):
+        ledger.finish(new(ledger, 4 + i, qos=2))
+        ledger.take()
+        ledger.release(4 + i)
+    known(ledger, 2, qos=2)
+    assert ledger.unreleased.keys() == {2}
+    new(ledger, 1, qos=2)
+    new(ledger, 3, qos=2)
 
 
 # ----------------------------------------------------------------------------------------- live repeats, reused ids
