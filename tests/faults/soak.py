@@ -120,8 +120,8 @@ class Soak:
         self.directory = directory
         self.published: list[str] = []
         self.faults: dict[str, Fault] = {}
-        self.kills: defaultdict[str, list[float]] = defaultdict(list)
-        """When an app was sent a SIGKILL, by client id."""
+        self.ends: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+        """When the process of an app ended, and why, by client id."""
         self.stopping = asyncio.Event()
         self.apps: list[AppProcess] = []
 
@@ -253,18 +253,22 @@ class Soak:
 
     async def _kill(self) -> None:
         app = self.random.choice(self.apps)
-        self.kills[f"faults-{self.apps.index(app)}-0"].append(time.monotonic())
         await app.kill()
+        self._note_end(app, "SIGKILL")
         await asyncio.sleep(self.random.choice((0, 1)))
         app.launch()
 
     async def _terminate(self) -> None:
         app = self.random.choice(self.apps)
         code = await app.stop()
+        self._note_end(app, "SIGTERM")
         if code:
             self._say(f"an app ended with {code} after SIGTERM")
         await asyncio.sleep(self.random.choice((0, 1)))
         app.launch()
+
+    def _note_end(self, app: AppProcess, why: str) -> None:
+        self.ends[f"faults-{self.apps.index(app)}-0"].append((time.monotonic(), why))
 
     async def _pause_app(self) -> None:
         app = self.random.choice(self.apps)
@@ -361,12 +365,13 @@ class Soak:
         return max(found)
 
     def _why_again(self, each: Delivery, following: Delivery, read: dict[int, int]) -> str | None:
-        if each.turn is None:
-            return "not acknowledged when its connection ended"
         client_id = self.proxy.connections[each.connection].packets[TO_BROKER][0].connect.client_id
+        ends = {why for moment, why in self.ends[client_id] if each.moment < moment < following.moment}
+        if each.turn is None:
+            joins = each.qos == 2 and not ends  # with QoS 1 a PUBACK may have been on its way to the proxy
+            return None if joins else "not acknowledged when its connection ended"
         if each.qos == 2 and not each.released:
-            killed = any(each.moment < moment < following.moment for moment in self.kills[client_id])
-            return "the app was killed between its PUBREC and PUBREL" if killed else None
+            return "the app was killed between its PUBREC and PUBREL" if "SIGKILL" in ends else None
         if each.qos == 1 and each.turn >= read[each.connection]:
             return "the broker had not read its acknowledgement when its connection ended"
         restarts = self.faults[RESTART].intervals if RESTART in self.faults else []
