@@ -14,19 +14,17 @@ An object serves one connection and is never used again: aiomqtt and paho keep s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import ssl
 import struct
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiomqtt
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from mqttapi.config import tls_failure
 from mqttapi.errors import ConfigurationError, ConnectionRefused, NotConnected
@@ -38,15 +36,15 @@ from mqttapi.transport.handshake import (
     decode_connack,
     header_size,
     in_thread,
-    make_properties,
     missing_bytes,
     reason_text,
 )
 from mqttapi.transport.packet_ids import PacketIds
+from mqttapi.transport.subscribing import Requests, Subscription
 from mqttapi.transport.wire import CHUNK, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from paho.mqtt.properties import Properties
@@ -74,19 +72,6 @@ class Closed:
     """Of the server's DISCONNECT, such as 0x8E (session taken over); None when there was none."""
     by_us: bool = False
     """True after `close()` and `abort()`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """One filter of a SUBSCRIBE [MQTT5 §3.8.3]. On MQTT 3.1.1 only filter and QoS are sent."""
-
-    filter: str
-    qos: int = 1
-    no_local: bool = False
-    retain_as_published: bool = False
-    retain_handling: Literal[0, 1, 2] = 0
-    id: int | None = None
-    """The Subscription Identifier, 1 to 268,435,455."""
 
 
 def internals_available() -> list[str]:
@@ -131,7 +116,6 @@ class Connection(aiomqtt.Client):
         self._ticks = 0.0  # of `_period` seconds in a keepalive
         self._quiet = 0  # ticks since we sent something
         self._silent = 0  # ticks since the broker sent something
-        self._answers: dict[int, asyncio.Future[list[int]]] = {}
 
         client = self._client
         client.disable_logger()  # what matters is in `closed` and in the errors of `open`
@@ -139,7 +123,6 @@ class Connection(aiomqtt.Client):
         client.connect_timeout = options.timeout
         client.on_connect = None
         client.on_disconnect = self._on_paho_disconnect
-        client.on_subscribe = client.on_unsubscribe = self._on_suback
         client.on_message = self._on_paho_message
         client.on_publish = None
         client.on_socket_open = self._on_open
@@ -149,6 +132,7 @@ class Connection(aiomqtt.Client):
         client._packet_queue = self._queue_packet  # type: ignore[method-assign]  # one path for everything that is sent
         self._packet_ids = packet_ids or PacketIds()
         client._mid_generate = self._packet_ids.take  # type: ignore[method-assign]  # one allocator
+        self._requests = Requests(self, self._packet_ids)
 
     # Opening
 
@@ -359,97 +343,12 @@ class Connection(aiomqtt.Client):
     # Subscribing
 
     async def subscribe_all(self, subscriptions: Sequence[Subscription], *, timeout: float | None = None) -> list[int]:
-        """Subscribe, and return the reason codes in order: 0x80 and more are for the caller to judge.
-
-        One SUBSCRIBE is sent per subscription identifier, as the identifier belongs to the packet. `timeout` (seconds;
-        default: the connection's) does not run while reading is paused.
-
-        Raises:
-            NotConnected: there was no SUBACK in time, or the connection was lost.
-        """
-        groups: dict[int | None, list[int]] = {}
-        for index, subscription in enumerate(subscriptions):
-            groups.setdefault(subscription.id, []).append(index)
-        codes = [0] * len(subscriptions)
-        with self._expecting() as expect:
-            sent = [
-                (group, expect(self._send_subscribe([subscriptions[index] for index in group], id)))
-                for id, group in groups.items()
-            ]
-            for group, answer in sent:
-                granted = await self._answer(answer, "SUBACK", timeout)
-                if len(granted) != len(group):
-                    text = f"SUBACK with {len(granted)} reason codes for {len(group)} filters"
-                    self.abort(0x82, text)
-                    raise NotConnected(f"{self.options.where} sent a {text} [MQTT-3.9.3-1]")
-                for index, code in zip(group, granted, strict=True):
-                    codes[index] = code
-        return codes
+        """See `Requests.subscribe`."""
+        return await self._requests.subscribe(subscriptions, timeout)
 
     async def unsubscribe_all(self, filters: Sequence[str], *, timeout: float | None = None) -> list[int]:
-        """Unsubscribe, and return the reason codes in order (MQTT 3.1.1: none).
-
-        Raises:
-            NotConnected: there was no UNSUBACK in time (some brokers send none), or the connection was lost.
-        """
-        with self._expecting() as expect:
-            _, packet_id = self._client.unsubscribe(list(filters))
-            return await self._answer(expect(packet_id), "UNSUBACK", timeout)
-
-    def _send_subscribe(self, subscriptions: Sequence[Subscription], id: int | None) -> int | None:
-        if not self.options.mqtt5:
-            return self._client.subscribe([(each.filter, each.qos) for each in subscriptions])[1]
-        properties = None
-        if id is not None:
-            properties = make_properties(PacketTypes.SUBSCRIBE, SubscriptionIdentifier=id)
-        filters = [
-            (each.filter, SubscribeOptions(each.qos, each.no_local, each.retain_as_published, each.retain_handling))
-            for each in subscriptions
-        ]
-        return self._client.subscribe(filters, properties=properties)[1]
-
-    @contextlib.contextmanager
-    def _expecting(self) -> Iterator[Callable[[int | None], asyncio.Future[list[int]]]]:
-        """Gives a function from a packet id (None: paho has no connection) to the future of its answer."""
-        ids: list[int] = []
-
-        def expect(packet_id: int | None) -> asyncio.Future[list[int]]:
-            if packet_id is None:
-                raise NotConnected(f"not connected to {self.options.where}: {self._end_reason}")
-            ids.append(packet_id)
-            self._answers[packet_id] = answer = self._loop.create_future()
-            return answer
-
-        try:
-            yield expect
-        finally:
-            for packet_id in ids:
-                del self._answers[packet_id]
-                self._packet_ids.release(packet_id)
-
-    async def _answer(self, answer: asyncio.Future[list[int]], kind: str, timeout: float | None) -> list[int]:
-        """Wait for a SUBACK or UNSUBACK; time during which nothing is read does not count."""
-        seconds = self.timeout if timeout is None else timeout
-        while True:
-            pauses = self._pauses
-            await asyncio.wait((answer, self.closed), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            if self._end is not None:
-                raise NotConnected(f"no {kind} from {self.options.where}: {self._end_reason}")
-            if not self.paused and pauses == self._pauses:
-                raise NotConnected(f"no {kind} from {self.options.where} within {seconds:g} s")
-
-    @property
-    def _end_reason(self) -> str:
-        return self._end.reason if self._end is not None else "it is not open"
-
-    def _on_suback(
-        self, client: object, userdata: object, mid: int, reason_codes: Sequence[ReasonCode], properties: object
-    ) -> None:
-        answer = self._answers.get(mid)
-        if answer is not None and not answer.done():
-            answer.set_result([code.value for code in reason_codes])
+        """See `Requests.unsubscribe`."""
+        return await self._requests.unsubscribe(filters, timeout)
 
     # Keepalive
 
