@@ -25,9 +25,10 @@ from paho.mqtt.packettypes import PacketTypes
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected, PublishQueueFull, PublishRefused
 from mqttapi.message import printable
 from mqttapi.publisher import PublishResult
+from mqttapi.transport.answers import Answers
 from mqttapi.transport.dialer import Dialer
 from mqttapi.transport.encoding import DUP, encode_publish, encode_pubrel, has_properties
-from mqttapi.transport.handshake import Connack, make_properties, reason_text
+from mqttapi.transport.handshake import Connack, reason_text
 from mqttapi.transport.packet_ids import PacketIds
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ RESERVE: Final = 0.1
 """What dead letters may take beyond the bounds, as a share of them."""
 _WINDOW: Final = 65_000  # below 65,535: SUBSCRIBE needs ids too
 _HIGH_WATER: Final = 256 * 1024  # bytes that a socket may owe us before publishes wait
-_PUBACK, _PUBREC, _PUBCOMP = 0x40, 0x50, 0x70  # first bytes
-_ANSWERS: Final = frozenset((_PUBACK, _PUBREC, _PUBCOMP))
 
 
 class _Entry:
@@ -127,7 +126,7 @@ class PublishingConnection:
         self._mqtt5 = True
         self._limited = False  # whether a publish has to be looked at before it goes
         self._clear = False  # whether a publish may go straight to the batch
-        self._rest = b""
+        self._answers: Answers  # of the connection that stands
         self._idle: asyncio.Future[None] | None = None
         self._dropped_properties = False
 
@@ -310,40 +309,13 @@ class PublishingConnection:
         if not data:
             connection.connection_lost()
             return
-        if self._rest:
-            data = self._rest + data
-        position, end = 0, len(data)
-        while end - position >= 2:
-            first, size, body = data[position], data[position + 1], position + 2
-            if size > 0x7F:
-                size, body = _long_size(data, position)
-            if body + size > end or not body:
-                break
-            if first == _PUBACK and size == 2:
-                self._acknowledged(data[body] << 8 | data[body + 1], 0)
-            elif first in _ANSWERS and size >= 2:
-                self._handle_answer(first, data[body : body + size])
-            else:
-                connection.feed_packet(first, data[body : body + size])
-            position = body + size
-        self._rest = data[position:]
+        self._answers.feed(data)
         if self._waiting or self._again:
             self._pump()
         elif self._window:
             self._clear = connection.unsent <= _HIGH_WATER
 
-    def _handle_answer(self, kind: int, body: bytes) -> None:
-        packet_id = body[0] << 8 | body[1]
-        code = body[2] if len(body) > 2 else 0
-        reason = _reason_string(body) if len(body) > 4 else ""
-        if kind == _PUBREC and code < 0x80:
-            self._received(packet_id, code)
-        elif kind == _PUBCOMP:
-            self._acknowledged(packet_id, 0, reason)
-        else:
-            self._acknowledged(packet_id, code, reason)
-
-    def _acknowledged(self, packet_id: int, code: int, reason: str = "") -> None:
+    def _acknowledged(self, packet_id: int, code: int, reason: str) -> None:
         """The end of a publish, well or badly; RabbitMQ answers even QoS 2 with PUBACK."""
         entry = self._in_flight.pop(packet_id, None)
         if entry is None:
@@ -449,7 +421,7 @@ class PublishingConnection:
             or not self._mqtt5
         )
         self._window = min(connack.receive_maximum, _WINDOW)
-        self._rest = b""
+        self._answers = Answers(self._acknowledged, self._received, connection.feed_packet)
         connection.on_drained = self._drained
         connection.start(self._receive)
         if connack.session_present:
@@ -511,25 +483,3 @@ class PublishingConnection:
 
 def _label(entry: _Entry) -> str:
     return f"publish to {printable(entry.publish.topic)!r}"
-
-
-def _long_size(data: bytes, position: int) -> tuple[int, int]:
-    """The size of the packet at `position`, from two to four bytes, and where its body begins; 0 when bytes are missing.
-
-    The fourth byte ends it, whatever it says: brokers do not send packets of 256 MiB here.
-    """
-    size = 0
-    for index, byte in enumerate(data[position + 1 : position + 5]):
-        size |= (byte & 0x7F) << 7 * index
-        if byte < 0x80 or index == 3:
-            return size, position + index + 2
-    return 0, 0
-
-
-def _reason_string(body: bytes) -> str:
-    properties = make_properties(PacketTypes.PUBACK)
-    try:
-        properties.unpack(body[3:])  # type: ignore[no-untyped-call]  # paho's are not typed
-    except Exception:  # noqa: BLE001  the code alone will do
-        return ""
-    return str(getattr(properties, "ReasonString", ""))
