@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mqttapi.context import Context
     from mqttapi.hooks import Hook
     from mqttapi.middleware import MiddlewareLike
-    from mqttapi.publisher import PublishResult
+    from mqttapi.publisher import PublishOptions, PublishResult
     from mqttapi.routing import Declaration, OnOptions, Route, SharedOptions, TopicOptions
     from mqttapi.runtime.exception_handlers import ExceptionHandler
     from mqttapi.service import Service
@@ -397,11 +397,15 @@ class App:
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
-    async def publish(self, topic: str, payload: Any = None, **options: Any) -> PublishResult:
+    async def publish(
+        self, topic: str, payload: Any = None, *, timeout: float | None = None, **options: Unpack[PublishOptions]
+    ) -> PublishResult:
         """Publish a message, and return when the broker has acknowledged it; see `Publisher.publish`."""
-        return await self.publisher.publish(topic, payload, **options)
+        return await self.publisher.answer(topic, payload, timeout, options)
 
-    def publish_nowait(self, topic: str, payload: Any = None, **options: Any) -> asyncio.Future[PublishResult]:
+    def publish_nowait(
+        self, topic: str, payload: Any = None, **options: Unpack[PublishOptions]
+    ) -> asyncio.Future[PublishResult]:
         """Publish a message without waiting for the broker; see `Publisher.publish_nowait`."""
         return self.publisher.publish_nowait(topic, payload, **options)
 

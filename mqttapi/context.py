@@ -9,10 +9,11 @@ from pydantic_core import from_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Unpack
 
     from mqttapi.app import App
     from mqttapi.message import Message
-    from mqttapi.publisher import PublishResult
+    from mqttapi.publisher import PublishOptions, PublishResult
     from mqttapi.routing import Route
 
 __all__ = ["Context"]
@@ -64,9 +65,11 @@ class Context(MutableMapping[str, Any]):
         data = self._data
         return (data["payload"],) if data and "payload" in data else ()
 
-    async def publish(self, topic: str, payload: Any = None, **options: Any) -> PublishResult:
+    async def publish(
+        self, topic: str, payload: Any = None, *, timeout: float | None = None, **options: Unpack[PublishOptions]
+    ) -> PublishResult:
         """Publish from within the journey; see `Publisher.publish`."""
-        return await self.app.publish(topic, payload, **options)
+        return await self.app.publisher.answer(topic, payload, timeout, options)
 
     async def reply(self, payload: Any = None) -> None:
         """Answer the message's Response Topic with its correlation data; nothing happens where it has none."""

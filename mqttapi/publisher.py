@@ -7,8 +7,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypedDict
 
 from mqttapi.errors import ConfigurationError, InvalidTopic, NotConnected
 from mqttapi.message import printable
@@ -16,9 +17,10 @@ from mqttapi.payloads import encode_payload
 from mqttapi.topics import TopicTemplate, validate_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Iterable
+    from typing import Unpack
 
-__all__ = ["NO_REPLY", "Outgoing", "Publish", "PublishResult", "Publisher", "encode_payload"]
+__all__ = ["NO_REPLY", "Outgoing", "Publish", "PublishOptions", "PublishResult", "Publisher", "encode_payload"]
 
 _MAX_U16: Final = 0xFFFF
 _MAX_U32: Final = 0xFFFF_FFFF
@@ -44,6 +46,27 @@ class PublishResult(NamedTuple):
     """Of PUBACK or PUBREC: 0, or 0x10 when nobody has subscribed; always 0 for QoS 0 and on MQTT 3.1.1."""
     reason: str = ""
     """What the broker says beside the code; mostly empty."""
+
+
+class PublishOptions(TypedDict, total=False):
+    """The options of `publish` and `publish_nowait`, wherever they are."""
+
+    qos: int
+    """0, 1 or 2 [MQTT5 §4.3]. Default 1."""
+    retain: bool
+    """Whether the broker keeps the message for subscribers to come. Default False."""
+    expiry: float | None
+    """Seconds (0 to 4,294,967,295, rounded up) after which the broker forgets the message. Default None: never. MQTT 5."""
+    content_type: str | None
+    """Such as `application/json`. MQTT 5."""
+    user_properties: Mapping[str, str] | Iterable[tuple[str, str]]
+    """Names and values, kept in order; a name may be there more than once. MQTT 5."""
+    response_topic: str | None
+    """Where the answer is to go. MQTT 5."""
+    correlation_data: bytes | None
+    """Comes back with the answer, byte for byte. MQTT 5."""
+    params: Mapping[str, object] | None
+    """Values for the parameters of the topic, which is a template then, such as `alerts/<id>`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,116 +161,103 @@ class Publisher:
         return self.outgoing is None or self.outgoing.has_properties
 
     async def publish(
-        self,
-        topic: str,
-        payload: Any = None,
-        *,
-        qos: int = 1,
-        retain: bool = False,
-        expiry: float | None = None,
-        content_type: str | None = None,
-        user_properties: Mapping[str, str] | Iterable[tuple[str, str]] = (),
-        params: Mapping[str, object] | None = None,
-        response_topic: str | None = None,
-        correlation_data: bytes | None = None,
-        timeout: float | None = None,
+        self, topic: str, payload: Any = None, *, timeout: float | None = None, **options: Unpack[PublishOptions]
     ) -> PublishResult:
         """Publish, and wait until the broker has acknowledged (QoS 0: until it is written).
 
         Args:
             topic: A topic name; with `params` a template such as `alerts/<id>`.
             payload: Bytes go as they are, `str` as UTF-8, None as nothing, anything else as JSON by pydantic.
-            qos: 0, 1 or 2.
-            retain: The broker keeps the message for subscribers to come.
-            expiry: Seconds after which the broker forgets the message.
-            content_type: Such as `application/json`.
-            user_properties: Names and values.
-            params: Values for the parameters of `topic`.
-            response_topic: Where the answer is to go.
-            correlation_data: Comes back with the answer, byte for byte.
             timeout: Seconds to wait at most; None: for ever. While the broker is away, publishes wait.
+            options: See `PublishOptions`.
 
         Raises:
             InvalidTopic: the topic, or a value put into it, is not valid.
-            ConfigurationError: the payload cannot be serialised, or an argument breaks a rule.
+            ConfigurationError: the payload cannot be serialised, or an option is unknown or breaks a rule.
             NotConnected: no answer within `timeout`, or the app is not running.
             PublishRefused: the broker, or a limit it announced, refuses the message.
             PublishQueueFull: too many messages wait already.
         """
-        if params is not None:
-            topic = _template(topic).render(params)
-        future = self._submit(
-            Publish(
-                topic,
-                encode_payload(payload),
-                qos,
-                retain,
-                expiry,
-                content_type,
-                user_properties,
-                response_topic,
-                correlation_data,
-            )
-        )
-        if timeout is None:
-            return await future
-        try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            raise NotConnected(f"publish to {printable(topic)!r}: no answer from the broker in {timeout:g} s") from None
+        return await self.answer(topic, payload, timeout, options)
 
     def publish_nowait(
-        self,
-        topic: str,
-        payload: Any = None,
-        *,
-        qos: int = 1,
-        retain: bool = False,
-        expiry: float | None = None,
-        content_type: str | None = None,
-        user_properties: Mapping[str, str] | Iterable[tuple[str, str]] = (),
-        params: Mapping[str, object] | None = None,
-        response_topic: str | None = None,
-        correlation_data: bytes | None = None,
+        self, topic: str, payload: Any = None, **options: Unpack[PublishOptions]
     ) -> asyncio.Future[PublishResult]:
         """Publish without waiting. May be called from a handler's thread, which must not touch the future.
 
-        Takes what `publish` takes, and raises what it raises; a refusal by the broker shows in the future only.
+        Takes what `publish` takes, but for `timeout`, and raises what it raises; a refusal by the broker shows in the
+        future only.
         """
-        if params is not None:
-            topic = _template(topic).render(params)
-        return self._submit(
-            Publish(
-                topic,
-                encode_payload(payload),
-                qos,
-                retain,
-                expiry,
-                content_type,
-                user_properties,
-                response_topic,
-                correlation_data,
-            )
-        )
+        return self._submit(message_of(topic, encode_payload(payload), options))
+
+    def answer(
+        self, topic: str, payload: Any, timeout: float | None, options: PublishOptions
+    ) -> Awaitable[PublishResult]:
+        """What `publish` awaits: for others that are called so, and hand on what they got."""
+        publish = message_of(topic, encode_payload(payload), options)
+        future = self._submit(publish)
+        return future if timeout is None else _in_time(future, timeout, publish.topic)
 
     def send(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
         """`publish_nowait` for a `Publish` that a handler has returned; `reserved` room is for dead letters."""
         publish = publish.rendered()
         return self._submit(dataclasses.replace(publish, payload=encode_payload(publish.payload)), reserved=reserved)
 
-    def _submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
-        if publish.topic[0] == "$" and not self.system_topics:
+    def check(self, publish: Publish) -> None:
+        """Refuse a message for a topic of the broker.
+
+        Raises:
+            InvalidTopic: It begins with `$`, and the app does not allow that.
+        """
+        if publish.topic.startswith("$") and not self.system_topics:
             raise InvalidTopic(
                 f"publish to {printable(publish.topic)!r}: topics that begin with '$' belong to the broker; "
                 "App(system_topics=True) allows them"
             )
+
+    def _submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
+        if publish.topic[0] == "$":
+            self.check(publish)
         if self.outgoing is None:
             raise NotConnected(
                 f"publish to {printable(publish.topic)!r}: the app is not running. "
                 "Publish from a handler or the lifespan, or inside `async with app.running():`"
             )
         return self.outgoing.submit(publish, reserved=reserved)
+
+
+async def _in_time(future: asyncio.Future[PublishResult], timeout: float, topic: str) -> PublishResult:
+    try:
+        async with asyncio.timeout(timeout):
+            return await future
+    except TimeoutError:
+        raise NotConnected(f"publish to {printable(topic)!r}: no answer from the broker in {timeout:g} s") from None
+
+
+def message_of(topic: str, payload: Any, options: PublishOptions) -> Publish:
+    """A message, its topic rendered.
+
+    Raises:
+        InvalidTopic: The topic, or a value put into it, is not valid.
+        ConfigurationError: An option is unknown or breaks a rule.
+    """
+    params = options.pop("params", None)
+    if params is not None:
+        topic = _template(topic).render(params)
+    try:
+        return Publish(topic, payload, **options)
+    except TypeError:
+        _refuse_unknown(topic, options)
+        raise
+
+
+def _refuse_unknown(topic: str, options: Mapping[str, object]) -> None:
+    known = PublishOptions.__annotations__
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
+            raise ConfigurationError(f"publish to {printable(topic)!r}: unknown option {name!r}. {hint}") from None
 
 
 _check_topic = lru_cache(maxsize=4096)(validate_topic)  # applications publish to the same topics again and again

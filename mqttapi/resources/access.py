@@ -12,10 +12,11 @@ from mqttapi.resources.backends import Backends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Unpack
 
     from redis.asyncio import Redis
 
-    from mqttapi.publisher import PublishResult
+    from mqttapi.publisher import PublishOptions, PublishResult
     from mqttapi.resources.database import Database
 
 __all__ = ["OPENED", "Access"]
@@ -61,9 +62,14 @@ class Access:
 
         return Database(self._of(AsyncEngine, "db"))
 
-    async def publish(self, topic: str, payload: Any = None, **options: Any) -> PublishResult:
+    async def publish(
+        self, topic: str, payload: Any = None, *, timeout: float | None = None, **options: Unpack[PublishOptions]
+    ) -> PublishResult:
         """Publish a message, and return when the broker has acknowledged it; see `Publisher.publish`."""
-        return await self._of(Publisher, "publish").publish(topic, payload, **options)
+        publisher = self._of(Publisher, "publish")
+        if timeout is None:
+            return await publisher.publish(topic, payload, **options)
+        return await publisher.publish(topic, payload, timeout=timeout, **options)
 
     def _of(self, kind: type[T], name: str) -> T:
         opened: Mapping[Any, Any] = OPENED.get({})

@@ -8,12 +8,15 @@ from sqlalchemy import event, insert
 from sqlalchemy.ext.asyncio import AsyncSession  # noqa: TC002  hints of dependencies are read at run time
 
 from mqttapi.injection import Depends
-from mqttapi.publisher import Publish
+from mqttapi.publisher import message_of
 from mqttapi.resources.relay import Relay  # noqa: TC001  likewise
 from mqttapi.resources.tables import OUTBOX, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
+    from typing import Unpack
+
+    from mqttapi.publisher import Publish, PublishOptions
 
 __all__ = ["OUTBOXES", "Outbox", "open_outbox"]
 
@@ -35,44 +38,20 @@ class Outbox:
         self._relay = relay
         self._used = False
 
-    async def publish(
-        self,
-        topic: str,
-        payload: Any = None,
-        *,
-        qos: int = 1,
-        retain: bool = False,
-        expiry: float | None = None,
-        content_type: str | None = None,
-        user_properties: Mapping[str, str] | Iterable[tuple[str, str]] = (),
-        params: Mapping[str, object] | None = None,
-        response_topic: str | None = None,
-        correlation_data: bytes | None = None,
-    ) -> None:
-        """Send a message once the transaction is committed; the arguments are those of `Publisher.publish`.
+    async def publish(self, topic: str, payload: Any = None, **options: Unpack[PublishOptions]) -> None:
+        """Send a message once the transaction is committed; the arguments are those of `Publisher.publish_nowait`.
 
         Raises:
             InvalidTopic: the topic, or a value put into it, is not valid.
-            ConfigurationError: the payload cannot be serialised, or an argument breaks a rule.
+            ConfigurationError: the payload cannot be serialised, or an option is unknown or breaks a rule.
         """
-        await self.send(
-            Publish(
-                topic,
-                payload,
-                qos,
-                retain,
-                expiry,
-                content_type,
-                user_properties,
-                response_topic,
-                correlation_data,
-                params,
-            )
-        )
+        await self.send(message_of(topic, payload, options))
 
     async def send(self, publish: Publish) -> None:
         """`publish`, for a `Publish`."""
-        await self._session.execute(insert(OUTBOX).values(row_of(publish.rendered())))
+        publish = publish.rendered()
+        self._relay.check(publish)
+        await self._session.execute(insert(OUTBOX).values(row_of(publish)))
         if not self._used:
             self._used = True
             event.listen(self._session.sync_session, "after_commit", self._committed)

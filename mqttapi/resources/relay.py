@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from mqttapi.publisher import Publisher
+    from mqttapi.publisher import Publish, Publisher
 
 __all__ = ["Relay"]
 
@@ -67,6 +67,10 @@ class Relay:
         self._news = asyncio.Event()
         self._sending = asyncio.Lock()
         self._not_before: dict[int, float] = {}  # on the clock of the loop, for rows that were refused
+
+    def check(self, publish: Publish) -> None:
+        """Refuse what the publisher would refuse later; see `Publisher.check`."""
+        self._publisher.check(publish)
 
     def wake(self) -> None:
         """There is something to send."""

@@ -107,13 +107,14 @@ class Policy:
         publishes, is_answer = self._sent_for(run, result)
         for publish in publishes:
             await outbox.send(publish)
-        if is_answer and run.message.response_topic is not None:
-            await outbox.publish(
-                run.message.response_topic,
-                result,
-                qos=run.message.qos,
-                correlation_data=run.message.correlation_data,
-            )
+        message = run.message
+        if is_answer and message.response_topic is not None:
+            try:
+                await outbox.publish(
+                    message.response_topic, result, qos=message.qos, correlation_data=message.correlation_data
+                )
+            except ConfigurationError as error:  # the sender has chosen the topic: that is no failure of the handler
+                self._reply_failed(run, error)
 
     def _sent_for(self, run: Run, result: object) -> tuple[list[Publish], bool]:
         """What is to be published for a result, and whether the Response Topic gets it as an answer."""
@@ -129,8 +130,11 @@ class Policy:
             async with asyncio.timeout(self._max_hold):
                 await run.reply(result)
         except (BrokerError, ConfigurationError, TimeoutError) as error:
-            run.runner.counts["replies_failed"] += 1
-            self._reports.reply_failed(run, error)
+            self._reply_failed(run, error)
+
+    def _reply_failed(self, run: Run, error: Exception) -> None:
+        run.runner.counts["replies_failed"] += 1
+        self._reports.reply_failed(run, error)
 
     async def fail(self, run: Run, error: BaseException) -> Outcome | None:
         """Say how a run ended that raised `error`, once that is dealt with, and log it. None: it has not ended."""

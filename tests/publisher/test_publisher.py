@@ -58,6 +58,35 @@ async def test_params_fill_the_template() -> None:
     assert outbox.sent[-1].params is None
 
 
+@pytest.mark.parametrize("name", ["publish", "publish_nowait"])
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("qoss", "publish to 'a/b': unknown option 'qoss'. Did you mean 'qos'?"),
+        (
+            "ttl",
+            (
+                "publish to 'a/b': unknown option 'ttl'. Known are: qos, retain, expiry, content_type, user_properties, "
+                "response_topic, correlation_data, params."
+            ),
+        ),
+    ],
+)
+async def test_an_unknown_option_is_named_with_the_nearest(name: str, option: str, text: str) -> None:
+    outbox = Outbox()
+    publish: Any = getattr(Publisher(outbox), name)
+    with pytest.raises(ConfigurationError) as caught:
+        await publish("a/b", **{option: 1})
+    assert str(caught.value) == text
+    assert not outbox.sent
+
+
+async def test_params_of_none_leave_the_topic_literal() -> None:
+    outbox = Outbox()
+    await Publisher(outbox).publish("alerts/<id>", params=None)
+    assert outbox.sent[0].topic == "alerts/<id>"
+
+
 async def test_without_params_a_topic_is_literal() -> None:
     outbox = Outbox()
     await Publisher(outbox).publish("alerts/<id>")
@@ -105,7 +134,7 @@ async def test_an_app_that_does_not_run_says_so() -> None:
 async def test_a_timeout_gives_up_and_withdraws() -> None:
     outbox = Outbox(confirms=False)
     with pytest.raises(NotConnected) as caught:
-        await Publisher(outbox).publish("a/b", timeout=0.01)
+        await Publisher(outbox).publish("a/<id>", timeout=0.01, params={"id": "b"})
     assert str(caught.value) == "publish to 'a/b': no answer from the broker in 0.01 s"
     assert outbox.future is not None
     assert outbox.future.cancelled()

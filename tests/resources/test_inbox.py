@@ -322,6 +322,23 @@ async def test_nothing_is_sent_for_a_handler_that_failed(file: Path) -> None:
     assert keys(file) == set()
 
 
+@pytest.mark.parametrize("response_topic", ["$SYS/x", "a/+"])
+async def test_a_response_topic_that_cannot_be_answered_is_no_failure_of_the_handler(
+    file: Path, response_topic: str
+) -> None:
+    app = an_app(file)
+
+    @app.topic("s/<id>", inbox=Inbox(key="id"), publish_to="out/<id>")
+    async def one(payload: str) -> str:
+        return payload
+
+    async with TestClient(app) as client:
+        delivery = await client.publish("s/1", "a", user_properties=[("id", "7")], response_topic=response_topic)
+        assert delivery.outcome == "done"
+        assert app.stats.routes[app.routes[0].name].replies_failed == 1
+        assert [each.topic for each in client.published] == ["out/1"]
+
+
 async def test_a_plain_def_may_have_an_inbox(file: Path) -> None:
     app = an_app(file)
 

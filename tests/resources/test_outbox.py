@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,17 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from mqttapi import App, InvalidTopic, NotConnected, Publish, Publisher, PublishQueueFull, PublishRefused, PublishResult
+from mqttapi import (
+    App,
+    ConfigurationError,
+    InvalidTopic,
+    NotConnected,
+    Publish,
+    Publisher,
+    PublishQueueFull,
+    PublishRefused,
+    PublishResult,
+)
 from mqttapi.config import Settings
 from mqttapi.resources.outbox import Outbox
 from mqttapi.resources.relay import LEASE, Relay
@@ -138,6 +149,28 @@ async def test_a_wrong_topic_is_refused_in_the_handler(tmp_path: Path) -> None:
     async with TestClient(app) as client:
         with pytest.raises(InvalidTopic):
             await client.publish("s/1")
+
+
+@pytest.mark.parametrize(
+    ("topic", "options", "said"),
+    [
+        ("$SYS/x", {}, "topics that begin with '$' belong to the broker"),
+        ("out", {"expires": 5}, "publish to 'out': unknown option 'expires'. Did you mean 'expiry'?"),
+    ],
+)
+async def test_what_could_never_be_sent_fails_the_handler_and_is_not_kept(
+    topic: str, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    app = App("outbox", settings=Settings(database_url=f"sqlite:///{tmp_path}/app.db", instance="test"))
+
+    @app.topic("s/<id>")
+    async def send(outbox: Outbox) -> None:
+        await outbox.publish(topic, "x", **options)
+
+    async with TestClient(app) as client:
+        with pytest.raises(ConfigurationError, match=re.escape(said)):
+            await client.publish("s/1")
+        assert await waiting(app.opened(AsyncEngine)) == []
 
 
 @given(
