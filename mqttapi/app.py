@@ -454,7 +454,7 @@ class App:
         from mqttapi.service import Service
 
         service = Service(self)
-        async with service.connected(broker):
+        async with service.connected(broker, "running(broker=)"):
             service.failure.add_done_callback(_log_failure)
             yield self
 

@@ -330,13 +330,16 @@ class Service:
     # -- with a broker ----------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def connected(self, broker: str | None) -> AsyncIterator[None]:
-        """The app with its connections: the body begins once it is subscribed, and what was accepted is handled."""
+    async def connected(self, broker: str | None, source: str = "--broker") -> AsyncIterator[None]:
+        """The app with its connections: the body begins once it is subscribed, and what was accepted is handled.
+
+        `source` is what error texts call `broker`.
+        """
         from mqttapi.consumer import Consumer, main_client_id
         from mqttapi.transport.publishing import PublishingConnection
 
         settings = self.settings
-        options = self._options(resolve_broker(broker, None, settings, self.app.broker))
+        options = self._options(resolve_broker(None, broker, settings, self.app.broker, called=source))
         self._warn(options)
         fallback = "protocol" not in settings.model_fields_set
         self.publishing = publishing = PublishingConnection(

@@ -43,12 +43,15 @@ _HANDLER_THREAD: Final = "AnyIO worker thread"  # in which plain functions run
 _PATIENCE: Final = 0.2  # seconds for threads that have nothing to do any more
 
 
-async def serve(app: App, broker: str | None, *, whole_program: bool = False) -> None:
-    """See `App.serve`. The garbage collector is ours to tune only where the app is the whole program."""
+async def serve(app: App, broker: str | None, *, source: str = "serve(broker=)", whole_program: bool = False) -> None:
+    """See `App.serve`. The garbage collector is ours to tune only where the app is the whole program.
+
+    `source` is what error texts call `broker`.
+    """
     service = Service(app)
     try:
         with stopped_by_signals(service):
-            async with service.connected(broker):
+            async with service.connected(broker, source):
                 if whole_program:
                     tune_garbage_collector()
                 await asyncio.wait((service.stopping, service.failure), return_when=asyncio.FIRST_COMPLETED)
@@ -115,9 +118,9 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def run(app: App, broker: str | None) -> None:
-    """See `App.run`."""
-    leave(run_to_its_end(serve(app, broker, whole_program=True)))
+def run(app: App, broker: str | None, *, source: str = "run(broker=)") -> None:
+    """See `App.run`; `source` is what error texts call `broker`."""
+    leave(run_to_its_end(serve(app, broker, source=source, whole_program=True)))
 
 
 def run_to_its_end(program: Coroutine[Any, Any, int | None]) -> int:

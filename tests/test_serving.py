@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from mqttapi import App, ConnectionRefused, Context, Publisher, Session
+from mqttapi import App, ConfigurationError, ConnectionRefused, Context, Publisher, Session
 from mqttapi.config import Settings
 from tests.support.fake_broker import FakeBroker
 from tests.support.mosquitto import Mosquitto
@@ -231,6 +231,21 @@ async def test_25_failures_in_a_row_do_not_stop_the_flow(mosquitto: Mosquitto) -
     async with app.running(broker=mosquitto.url):
         await publish(mosquitto, "s/1", *["bad"] * 25, "good")
         await eventually(lambda: good == ["good"])
+
+
+async def run_in(app: App, broker: str) -> None:
+    async with app.running(broker=broker):
+        pytest.fail("started")
+
+
+@pytest.mark.parametrize(
+    ("start", "source"), [(run_in, "running(broker=)"), (App.serve, "serve(broker=)"), (App.run, "run(broker=)")]
+)
+def test_a_wrong_broker_is_named_by_where_it_was_given(start: Any, source: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        started = start(App("wrong"), broker="mqtt://h:99999")
+        asyncio.run(started)
+    assert str(caught.value) == f"port must be 1-65535, got '99999' ({source})"
 
 
 async def test_a_refused_subscription_names_the_route(fake_broker: FakeBroker) -> None:

@@ -105,11 +105,12 @@ def _serve_alone(target: str | None, *, app_dir: Path, factory: bool, broker: st
     """Serve every route in this process."""
     from mqttapi.cli.target import load
     from mqttapi.config import Session
+    from mqttapi.serving import run
 
     app = load(target, app_dir=app_dir, factory=factory)
     if transient:
         app.session = Session.transient()
-    app.run(broker=broker)
+    run(app, broker, source="--broker")
 
 
 def use_settings(

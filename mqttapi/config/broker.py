@@ -37,7 +37,7 @@ class Broker:
     username: str | None = None
     password: SecretStr | None = None
     source: str = field(default="default", compare=False)
-    """Who named this broker, for the texts of errors: `--broker`, `MQTT_URL`, `App(broker=)`, …"""
+    """Who named this broker, for the texts of errors: `--broker`, `run(broker=)`, `MQTT_URL`, `App(broker=)`, …"""
 
     @classmethod
     def parse(cls, url: str, *, source: str = "broker URL") -> Broker:
@@ -90,17 +90,19 @@ class Broker:
         return f"Broker({self.url!r}, source={self.source!r})"
 
 
-def resolve_broker(cli: str | None, run: str | None, settings: Settings, app: str | None) -> Broker:
+def resolve_broker(
+    cli: str | None, run: str | None, settings: Settings, app: str | None, *, called: str = "run(broker=)"
+) -> Broker:
     """The broker to connect to, by precedence.
 
     `--broker` > `run(broker=)` > environment > `.env` > `App(broker=)` > localhost:1883. In the environment `MQTT_URL`
     goes before `MQTT_BROKER`. `MQTT_USERNAME` and `MQTT_PASSWORD` complete a URL that names no user, or the same user
-    without a password. Raises `ConfigurationError`.
+    without a password. Raises `ConfigurationError`, whose text names the source; `called` is that of `run`.
     """
     if cli is not None:
         broker = Broker.parse(cli, source="--broker")
     elif run is not None:
-        broker = Broker.parse(run, source="run(broker=)")
+        broker = Broker.parse(run, source=called)
     elif settings.url is not None:
         broker = Broker.parse(settings.url.get_secret_value(), source="MQTT_URL")
     elif settings.broker is not None:
