@@ -13,7 +13,7 @@ from mqttapi.injection.functions import called, kind_of
 from mqttapi.publisher import Publisher
 from mqttapi.resources import Resource
 from mqttapi.routing import Router, RouterRegistry
-from mqttapi.routing.options import check
+from mqttapi.routing.options import check, check_constraints
 from mqttapi.routing.route import source_of
 from mqttapi.routing.table import RouteTable
 from mqttapi.runtime.exception_handlers import check_exception_handler
@@ -119,6 +119,7 @@ class App:
     ) -> None:
         given: dict[str, Any] = dict(options)
         check(given, f"App({name!r})")
+        check_constraints(given.get("where", {}), f"App({name!r})")
         _one_of(name, "dispatch", dispatch, ("all", "first"))
         _one_of(name, "placement", placement, ("first", "spread"))
         _one_of(name, "overlap", overlap, ("ids", "links"))
@@ -127,6 +128,10 @@ class App:
             validate_filter(text)
         if discover is not None and not isinstance(discover, str):
             raise ConfigurationError(f"App({name!r}): discover must be a package's name or None, got {discover!r}")
+        if discover is not None and not all(part.isidentifier() for part in discover.split(".")):
+            raise ConfigurationError(
+                f"App({name!r}): discover must be a package's name, such as 'app.routers', got {discover!r}"
+            )
         if redis not in {"required", "optional"}:
             raise ConfigurationError(f"App({name!r}): redis must be 'required' or 'optional', got {redis!r}")
         if session is not None and not isinstance(session, Session):

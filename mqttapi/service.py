@@ -525,6 +525,7 @@ class Service:
         settings = self.settings
         texts = unknown_variables() + broker_warnings(options.broker, settings)
         texts += client_id_warnings(options.client_id, options.protocol)
+        texts += self.app.table.unused_constraints()
         if settings.instance is None and settings.client_id is None and options.session_expiry and not self.rescues:
             texts += instance_warnings(default_instance())
         for text in texts:

@@ -116,7 +116,8 @@ def test_an_explicit_name_is_unique_and_both_places_are_named() -> None:
     text = re.sub(r":\d+", ":LINE", str(caught.value))
     assert text == (
         "other() on 'b' (test_registration.py:LINE): the name 'n' is taken by handler() (test_registration.py:LINE); "
-        "names of routes are unique"
+        "names of routes are unique. Give one another name, or its group or include_router(...) a name=, which stands "
+        "before those of its routes"
     )
 
 

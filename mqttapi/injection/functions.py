@@ -27,6 +27,7 @@ __all__ = [
     "local_names",
     "parameters_of",
     "returned_by",
+    "takes",
 ]
 
 
@@ -75,6 +76,17 @@ def _parameter(function: Callable[..., Any], parameter: inspect.Parameter, owner
         )
     hint = hint_of(function, parameter, owner)
     return Parameter(parameter.name, hint, parameter.default, parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments by position; what cannot be known is taken to be so."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # something built in
+        return True
+    return True
 
 
 def hint_of(function: Callable[..., Any], parameter: inspect.Parameter, owner: str) -> Any:

@@ -106,6 +106,12 @@ def _row_source(
             "Register one, or take the key and load the row yourself."
         )
     column = column_of(where, hint.only, slot.converter)
+    kind = hint.only.model_fields[column].annotation
+    if slot.type is not str and not any(_can_be(member, slot.type) for member in Hint.of(kind).members):
+        raise ConfigurationError(
+            f"{where}: '<{slot.name}:{slot.converter}>' gives {show(slot.type)}, and the column {column!r} of "
+            f"{show(hint.only)} is {show(kind)}, so no row would be found. Write '<{slot.name}>', or name the column."
+        )
     load = row_loader(label, hint, column)
     key = _or_default(None, key_reader(label, hint.only, column, from_text=slot.type is str))
     sources: tuple[Source, ...] = (Resource(session, optional=False), Read(key, code), Attribute("context"))

@@ -70,13 +70,13 @@ def row_loader(label: str, hint: Hint, column: str) -> Callable[[Any, Any, Any],
                 find = getattr(session, "exec", None) or session.scalars  # SQLModel's warns of any other than `exec`
                 row = (await find(select(table).where(getattr(table, column) == key))).one_or_none()
         if row is None and not hint.nullable:
-            return await _missing(context, f"{label}: {table.__name__} not found")
+            return await _missing(context, table, f"{label}: {table.__name__} not found")
         return row
 
     return load
 
 
-async def _missing(context: Context, reason: str) -> Any:
+async def _missing(context: Context, table: type[Any], reason: str) -> Any:
     missing = context.route.missing
     if missing == "drop":
         raise Drop(reason)
@@ -86,4 +86,9 @@ async def _missing(context: Context, reason: str) -> Any:
             missing = await missing
     if missing is None or missing == "reject":
         raise InvalidParameter(reason)
+    if not isinstance(missing, table):
+        raise ConfigurationError(
+            f"{context.route.name}: missing= gave a {type(missing).__name__} in place of a {table.__name__}. Give such a "
+            "row, None, 'reject' or 'drop', or raise Drop or Reject"
+        )
     return missing

@@ -78,7 +78,10 @@ def _check_handler(handler: Any, name: str | None) -> str:
     """What error texts call it."""
     way_out = "A handler is a function: 'async def', or plain 'def'."
     if isinstance(handler, type):
-        raise ConfigurationError(f"{handler.__name__} is a class. {way_out}")
+        raise ConfigurationError(
+            f"{handler.__name__} is a class. {way_out} Of a class: {handler.__name__}.method, or "
+            f"({handler.__name__}, 'method')."
+        )
     if not callable(handler):
         raise ConfigurationError(f"{handler!r} is of type {type(handler).__name__}. {way_out}")
     if getattr(handler, "__name__", None) == "<lambda>":

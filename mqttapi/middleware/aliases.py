@@ -12,7 +12,7 @@ from mqttapi.errors import ConfigurationError, InvalidParameter
 from mqttapi.injection.functions import called, hint_of, kind_of
 from mqttapi.injection.hints import Hint
 from mqttapi.injection.validation import parameter_reader
-from mqttapi.middleware.chain import as_middleware
+from mqttapi.middleware.chain import as_middleware, check_middleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -102,7 +102,7 @@ class Aliases:
 
     def _layers_of(self, item: object, where: str) -> list[Layer]:
         if not isinstance(item, str):
-            return [Layer(as_middleware(item))]
+            return [Layer(check_middleware(item, where))]
         name = self._known_name(item, where)
         if name in self._groups:
             if name != item:
@@ -113,10 +113,7 @@ class Aliases:
             return [replace(layer, names=(*layer.names, name)) for layer in inner]
         target = self._targets[name]
         made = _make(target, item, where) if _makes(target) else _refuse_parameters(target, item, name, where)
-        try:
-            return [Layer(as_middleware(made), (name, item))]
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{where}: {item!r}: {error}") from None
+        return [Layer(check_middleware(made, f"{where}: {item!r}"), (name, item))]
 
     def _known_name(self, text: str, where: str) -> str:
         name = text.partition(":")[0]
@@ -165,7 +162,13 @@ def _make(target: Any, text: str, where: str) -> object:
         inspect.signature(target).bind(*arguments)
     except TypeError as error:
         raise ConfigurationError(f"{where}: {called(target)}: {error}") from None
-    return target(*arguments)
+    try:
+        return target(*arguments)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+    except Exception as error:
+        error.add_note(f"raised for {where}")
+        raise
 
 
 def _positional(target: Callable[..., Any], count: int, where: str) -> list[inspect.Parameter]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mqttapi.context import Context
     from mqttapi.injection import Endpoint
 
-__all__ = ["MiddlewareFunction", "MiddlewareLike", "as_middleware", "compose"]
+__all__ = ["MiddlewareFunction", "MiddlewareLike", "as_middleware", "check_middleware", "compose"]
 
 MiddlewareFunction: TypeAlias = "Callable[[Context, Endpoint], Awaitable[Any]]"
 """`async def mw(context, call_next)`: `call_next` may be called again, to run everything inside once more."""
@@ -41,6 +41,14 @@ def compose(middleware: Sequence[MiddlewareFunction], endpoint: Endpoint) -> End
 
 def _around(call_next: Endpoint, layer: MiddlewareFunction) -> Endpoint:
     return lambda context: layer(context, call_next)
+
+
+def check_middleware(obj: object, where: str) -> MiddlewareFunction:
+    """`as_middleware`, whose error says where that was."""
+    try:
+        return as_middleware(obj)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
 
 
 def as_middleware(obj: object) -> MiddlewareFunction:

@@ -92,6 +92,8 @@ def as_handler(handler: Any) -> Callable[..., Any]:
     """
     if isinstance(handler, tuple):
         return _of_pair(handler)
+    if isinstance(handler, list):
+        raise ConfigurationError(f"{handler!r} is a list. Write a pair in round brackets: (Controller, 'method')")
     if not inspect.isfunction(handler):
         return handler  # type: ignore[no-any-return]  # what cannot be called is refused by the analysis
     holder, _, name = handler.__qualname__.rpartition(".")
@@ -106,7 +108,7 @@ def as_handler(handler: Any) -> Callable[..., Any]:
 
 
 def _of_pair(pair: tuple[Any, ...]) -> Callable[..., Any]:
-    if len(pair) != 2 or not isinstance(pair[1], str):
+    if len(pair) != 2 or not isinstance(pair[1], str) or isinstance(pair[0], str):
         raise ConfigurationError(f"{pair!r} is no handler. Write (Controller, 'method')")
     owner, name = pair
     cls = owner if isinstance(owner, type) else type(owner)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection import Depends
+from mqttapi.injection.functions import called, takes
+from mqttapi.injection.hints import is_table
 from mqttapi.resources.inbox import Inbox
 from mqttapi.routing.retry import Retry
 from mqttapi.topics import share
+from mqttapi.topics.converters import pattern_or_choices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -29,22 +32,35 @@ Overflow = Literal["block", "drop_oldest", "drop_newest", "latest"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteOptions:
-    """The options of a route that are rarely needed.
+    """The options of a route that are rarely needed. What is None is inherited; `tags` and `without_middleware` add up.
 
     Attributes:
         description: For people; the handler's docstring when not given.
         tags: For people, and for tools that read `mqttapi routes --json`.
         no_local: Do not receive what this app published itself [MQTT5 §3.8.3.1]. Not with `shared` [MQTT-3.8.3-4].
-        retain_as_published: Keep the retain flag as the sender set it [MQTT5 §3.8.3.1].
+            Default False.
+        retain_as_published: Keep the retain flag as the sender set it [MQTT5 §3.8.3.1]. Default False.
         without_middleware: What is not to run, of the middleware of app, routers and groups: names of aliases and of
             their groups, classes, or the middleware itself.
     """
 
     description: str | None = None
     tags: Sequence[str] = ()
-    no_local: bool = False
-    retain_as_published: bool = False
+    no_local: bool | None = None
+    retain_as_published: bool | None = None
     without_middleware: Sequence[MiddlewareLike | type | str] = ()
+
+    def within(self, outer: RouteOptions) -> RouteOptions:
+        """These options over those of the router around."""
+        nearer = {
+            name: getattr(outer, name) if getattr(self, name) is None else getattr(self, name)
+            for name in ("description", "no_local", "retain_as_published")
+        }
+        return RouteOptions(
+            **nearer,
+            tags=(*outer.tags, *self.tags),
+            without_middleware=(*outer.without_middleware, *self.without_middleware),
+        )
 
 
 class SharedOptions(TypedDict, total=False):
@@ -117,12 +133,14 @@ class OnOptions(TopicOptions, total=False):
 
 
 def inherit(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]:
-    """`inner` over `outer`: the nearer one wins, `where` and `dependencies` add up, outermost first."""
+    """`inner` over `outer`: the nearer one wins, `where`, `dependencies` and `options` add up, outermost first."""
     merged = {**outer, **inner}
     if "where" in outer and "where" in inner:
         merged["where"] = {**outer["where"], **inner["where"]}
     if "dependencies" in outer and "dependencies" in inner:
         merged["dependencies"] = (*outer["dependencies"], *inner["dependencies"])
+    if "options" in outer and "options" in inner:
+        merged["options"] = inner["options"].within(outer["options"])
     return merged
 
 
@@ -143,6 +161,16 @@ def check(options: Mapping[str, Any], where: str) -> None:
         problem = checker(value)
         if problem:
             raise ConfigurationError(f"{where}: {problem}")
+
+
+def check_constraints(where: Mapping[str, Constraint], label: str) -> None:
+    """Check those of a router or an app, for which there may be no template yet.
+
+    Raises:
+        InvalidTemplate: With the parameter and what is wrong with its constraint.
+    """
+    for name, constraint in where.items():
+        pattern_or_choices(constraint, f"{label}: where={{{name!r}: ...}}")
 
 
 def check_together(options: Mapping[str, Any], where: str) -> None:
@@ -252,8 +280,10 @@ def _destination(name: str) -> Callable[[object], str | None]:
 
 
 def _ordered_by(value: object) -> str | None:
-    if value is None or isinstance(value, str) or callable(value):
+    if value is None or isinstance(value, str):
         return None
+    if callable(value):
+        return None if takes(value, 1) else f"ordered_by: {called(value)} must take one argument, the message"
     return f"ordered_by must be 'topic', the name of a path parameter, a function of the message or None, got {value!r}"
 
 
@@ -284,8 +314,21 @@ def _dependencies(value: object) -> str | None:
 def _options(value: object) -> str | None:
     if not isinstance(value, RouteOptions):
         return f"options must be a RouteOptions(...), got {value!r}"
-    problem = _sequence("without_middleware", "log_it")(value.without_middleware)
+    problem = _without_middleware(value.without_middleware) or _sequence("tags", "'slow'")(value.tags)
+    for name in ("no_local", "retain_as_published"):
+        flag = getattr(value, name)
+        if not (flag is None or isinstance(flag, bool)):
+            problem = f"{name} must be True, False or None, got {flag!r}"
     return problem and f"RouteOptions: {problem}"
+
+
+def _without_middleware(value: object) -> str | None:
+    if not isinstance(value, list | tuple):
+        return _sequence("without_middleware", "log_it")(value)
+    for item in value:
+        if not (isinstance(item, str) or callable(item) or hasattr(item, "handle")):
+            return f"without_middleware takes names, classes and middleware, got {item!r}"
+    return None
 
 
 def _inbox(value: object) -> str | None:
@@ -295,9 +338,11 @@ def _inbox(value: object) -> str | None:
 
 
 def _missing(value: object) -> str | None:
-    if isinstance(value, str) and value not in {"reject", "drop"}:
-        return f"missing must be 'reject', 'drop', a row, or a function of the context, got {value!r}"
-    return None
+    if value is None or value in ("reject", "drop") or is_table(type(value)):
+        return None
+    if callable(value) and not isinstance(value, type):
+        return None if takes(value, 1) else f"missing: {called(value)} must take one argument, the context"
+    return f"missing must be 'reject', 'drop', a row, or a function of the context, got {value!r}"
 
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {

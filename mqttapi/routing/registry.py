@@ -58,6 +58,8 @@ def _import(name: str) -> ModuleType:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise ConfigurationError(f"there is no package {name!r} to discover routers in") from None
         raise ConfigurationError(f"cannot discover {name!r}: it imports {error.name!r}, which is not there") from error
+    except ConfigurationError as error:  # says all there is to say
+        raise ConfigurationError(f"cannot discover {name!r}: {error}") from error
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"cannot discover {name!r}: importing it raised {type(error).__name__}") from error
 
@@ -73,6 +75,9 @@ def _modules(package: ModuleType) -> Iterator[str]:
         for path in directory.rglob("*.py"):
             parts = path.relative_to(directory).with_suffix("").parts
             parts = parts[:-1] if parts[-1] == "__init__" else parts
-            if not any(part.startswith(("_", ".")) for part in parts):
-                names.add(".".join((package.__name__, *parts)))
+            if any(part.startswith(("_", ".")) for part in parts):
+                continue
+            if any("." in part for part in parts):
+                raise ConfigurationError(f"{str(path)!r} is no module: its name holds a '.'. Rename it")
+            names.add(".".join((package.__name__, *parts)))
     yield from sorted(names)

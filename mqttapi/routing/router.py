@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from mqttapi.errors import ConfigurationError
-from mqttapi.middleware import as_middleware
+from mqttapi.middleware.chain import check_middleware
 from mqttapi.routing.controllers import as_handler, marked_methods
-from mqttapi.routing.options import check
+from mqttapi.routing.options import check, check_constraints
 from mqttapi.routing.republish import republishing
 from mqttapi.routing.route import Declaration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Unpack
 
     from mqttapi.middleware import MiddlewareLike
     from mqttapi.routing.options import OnOptions, SharedOptions, TopicOptions
 
-__all__ = ["Router"]
+__all__ = ["Group", "Router"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -77,9 +76,7 @@ class Router:
             ConfigurationError: When the template, an option or the signature of the function is wrong. What depends on
                 the prefix is checked when the router is included in an app.
         """
-        if callable(template):
-            name = getattr(template, "__name__", repr(template))
-            raise ConfigurationError(f"@topic needs a topic template: write @topic('some/topic') above {name}")
+        _refuse_bare("topic", template)
 
         def decorate(handler: F) -> F:
             self.add(template, handler, **options)
@@ -108,6 +105,7 @@ class Router:
         Raises:
             ConfigurationError: As in `topic`.
         """
+        _refuse_bare("on", template)
         given: dict[str, Any] = dict(options)
         if "worker_count" in given:
             if "workers" in given:
@@ -195,8 +193,7 @@ class Router:
 
     # -- routers in routers -------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def group(self, *, prefix: str = "", name: str = "", **options: Unpack[SharedOptions]) -> Iterator[Router]:
+    def group(self, *, prefix: str = "", name: str = "", **options: Unpack[SharedOptions]) -> Group:
         """A router within this one, for the routes that are declared on it.
 
             with router.group(prefix="devices/<device_id>", middleware=[auth], name="devices.") as devices:
@@ -215,12 +212,7 @@ class Router:
         Raises:
             ConfigurationError: When an option is unknown or has a wrong value.
         """
-        group = self._child("group", prefix, name, dict(options))
-        self._open_groups += 1
-        try:
-            yield group
-        finally:
-            self._open_groups -= 1
+        return Group(self, self._child("group", prefix, name, dict(options)))
 
     def include_router(
         self, router: Router, *, prefix: str = "", name: str = "", **options: Unpack[SharedOptions]
@@ -302,7 +294,7 @@ class Router:
             ConfigurationError: When it is neither `async def mw(context, call_next)` nor has such a `handle`.
         """
         if not isinstance(middleware, str):
-            as_middleware(middleware)
+            check_middleware(middleware, self._label)
         self._middleware.append(middleware)
 
     @property
@@ -319,8 +311,34 @@ class Router:
         return self._label
 
 
+class Group:
+    """What `Router.group` gives: a router for the routes that are declared within its `with` block."""
+
+    def __init__(self, around: Router, router: Router) -> None:
+        self._around = around
+        self._router = router
+
+    def __enter__(self) -> Router:
+        self._around._open_groups += 1
+        return self._router
+
+    def __exit__(self, *_: object) -> None:
+        self._around._open_groups -= 1
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{self._router!r} has no {name!r} yet: write 'with router.group(...) as group:'")
+
+
+def _refuse_bare(decorator: str, template: object) -> None:
+    """Where a decorator was written without brackets it is given the function."""
+    if callable(template):
+        name = getattr(template, "__name__", repr(template))
+        raise ConfigurationError(f"@{decorator} needs a topic template: write @{decorator}('some/topic') above {name}")
+
+
 def _check(label: str, prefix: object, name: object, options: Mapping[str, Any]) -> None:
     for argument, value in (("prefix", prefix), ("name", name)):
         if not isinstance(value, str):
             raise ConfigurationError(f"{label}: {argument} must be a text, got {value!r}")
     check(options, label)
+    check_constraints(options.get("where", {}), label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError
@@ -143,6 +144,22 @@ class RouteTable:
             )
         )
 
+    def unused_constraints(self) -> list[str]:
+        """A warning for each constraint of the app, a router or a group that holds for no route at all."""
+        holders: dict[object, tuple[str, Mapping[str, object], set[str]]] = {
+            self: ("the app", self._options.get("where", {}), set())
+        }
+        for route in self.routes:
+            for scope in (self, *route.scopes):
+                where = getattr(scope, "options", {}).get("where", {})
+                holders.setdefault(scope, (repr(scope), where, set()))[2].update(route.template.names)
+        return [
+            f"where={{{name!r}: ...}} of {label} holds for none of its routes{_nearest(name, names)}"
+            for label, where, names in holders.values()
+            for name in where
+            if name not in names
+        ]
+
     def named(self, name: str) -> Route:
         """The route of that name.
 
@@ -191,7 +208,8 @@ class RouteTable:
             ):
                 raise ConfigurationError(
                     f"{declaration.label}: the handler ({source_of(route.handler)}) already has a route on the filter "
-                    f"{template.filters[0]!r}, called {route.name!r}: it would run twice for each message"
+                    f"{template.filters[0]!r}, called {route.name!r}: it would run twice for each message. "
+                    "Take one of them out; a router that is included twice needs another prefix each time"
                 )
 
     def _name(self, declaration: Declaration, given: str | None) -> str:
@@ -200,7 +218,8 @@ class RouteTable:
             if given in taken:
                 raise ConfigurationError(
                     f"{declaration.label} ({source_of(declaration.handler)}): the name {given!r} is taken by "
-                    f"{taken[given].handler.__name__}() ({taken[given].source}); names of routes are unique"
+                    f"{taken[given].handler.__name__}() ({taken[given].source}); names of routes are unique. Give one "
+                    "another name, or its group or include_router(...) a name=, which stands before those of its routes"
                 )
             return given
         handler = declaration.handler
@@ -210,6 +229,11 @@ class RouteTable:
             count += 1
             name = f"{base}:{count}"
         return name
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    near = get_close_matches(name, names, n=1)
+    return f": did you mean {near[0]!r}?" if near else f", whose parameters are: {', '.join(sorted(names)) or 'none'}"
 
 
 def _template(declaration: Declaration, options: Mapping[str, Any]) -> TopicTemplate:

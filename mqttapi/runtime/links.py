@@ -118,7 +118,7 @@ def _subscribed(full: str, runners: Sequence[Runner]) -> Subscribed:
 
 def _exclusive(route: Route) -> tuple[Any, ...]:
     options = route.options
-    return (options.no_local, options.retain_as_published, route.retained, route.isolate)
+    return (bool(options.no_local), bool(options.retain_as_published), route.retained, route.isolate)
 
 
 def plan(subscribed: Sequence[Subscribed], *, by_id: bool) -> list[LinkPlan]:

@@ -373,7 +373,10 @@ def test_a_user_property_that_cannot_be_text() -> None:
 
 
 def test_a_class_as_handler() -> None:
-    assert text_of(Store) == "Store is a class. A handler is a function: 'async def', or plain 'def'."
+    assert text_of(Store) == (
+        "Store is a class. A handler is a function: 'async def', or plain 'def'. Of a class: Store.method, or "
+        "(Store, 'method')."
+    )
 
 
 def test_what_cannot_be_called_as_handler() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mqttapi import App, ConfigurationError, Context, Middleware, RouteOptions, Router
-from mqttapi.middleware import Endpoint, MiddlewareFunction
+from mqttapi.middleware import Endpoint, MiddlewareFunction, RateLimit
 from mqttapi.testing import TestClient
 
 
@@ -238,6 +238,41 @@ def test_a_class_that_makes_no_middleware_is_refused() -> None:
     app = App()
     app.middleware_alias("number", Number)
     assert refusal(lambda: app.on("x", handler, middleware=["number"])).startswith("handler() on 'x': 'number': <")
+
+
+def test_what_its_constructor_refuses_is_told_with_the_text_and_the_route() -> None:
+    app = App()
+    app.middleware_alias("limit", RateLimit)
+    assert refusal(lambda: app.on("x", handler, middleware=["limit:0"])) == (
+        "handler() on 'x': 'limit:0': RateLimit: limit must be a whole number, 1 to 10,000, got 0"
+    )
+
+
+def test_what_its_constructor_raises_is_left_as_it_is_and_noted() -> None:
+    class Bad:
+        def __init__(self, number: int) -> None:
+            raise LookupError(number)
+
+    app = App()
+    app.middleware_alias("bad", Bad)
+    with pytest.raises(LookupError) as caught:
+        app.on("x", handler, middleware=["bad:7"])
+    assert caught.value.__notes__ == ["raised for handler() on 'x': 'bad:7'"]
+
+
+def test_what_is_no_middleware_is_told_with_the_route_or_router() -> None:
+    wrong: Any = 5
+    said = "5 is no middleware. "
+    assert refusal(lambda: App().on("x", handler, middleware=[wrong])).startswith(f"handler() on 'x': {said}")
+    assert refusal(lambda: Router(prefix="p", middleware=[wrong])).startswith(f"Router(prefix='p'): {said}")
+    assert refusal(lambda: App().middleware_group("g", [wrong])).startswith(f"middleware group 'g': {said}")
+
+
+def test_without_middleware_takes_nothing_else() -> None:
+    wrong: Any = 5
+    assert refusal(lambda: App().on("x", handler, options=RouteOptions(without_middleware=[wrong]))) == (
+        "handler() on 'x': RouteOptions: without_middleware takes names, classes and middleware, got 5"
+    )
 
 
 @pytest.mark.parametrize("name", ["", " ", "a:b", "a,b", "a b", 3, None])

@@ -237,6 +237,40 @@ def test_a_wrong_missing_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("missing", [404, False, BoundDevice, Drop("x")])
+def test_missing_is_no_code_and_no_class(missing: object) -> None:
+    assert refusal(make_app(), "a/<device>", read, missing=missing) == (
+        f"read() on 'a/<device>': missing must be 'reject', 'drop', a row, or a function of the context, got {missing!r}"
+    )
+
+
+def test_a_function_for_what_is_missing_takes_the_context() -> None:
+    async def nothing() -> None: ...
+
+    assert refusal(make_app(), "a/<device>", read, missing=nothing) == (
+        "read() on 'a/<device>': missing: nothing() must take one argument, the context"
+    )
+
+
+async def test_what_missing_gives_is_such_a_row() -> None:
+    app = make_app(missing=lambda context: 404)
+    app.on("devices/<device:serial>", read, name="read")
+    async with TestClient(app) as client:
+        with pytest.raises(ConfigurationError) as caught:
+            await client.publish("devices/A-9")
+    assert str(caught.value) == (
+        "read: missing= gave a int in place of a BoundDevice. Give such a row, None, 'reject' or 'drop', or raise Drop "
+        "or Reject"
+    )
+
+
+def test_a_converter_that_gives_what_no_key_is_is_refused() -> None:
+    assert refusal(make_app(), "a/<device:float>", read) == (
+        "read(): 'device: BoundDevice': '<device:float>' gives float, and the column 'id' of BoundDevice is int, so no row "
+        "would be found. Write '<device>', or name the column."
+    )
+
+
 async def test_a_controller_has_the_database_at_hand() -> None:
     from sqlalchemy.ext.asyncio import AsyncEngine
 

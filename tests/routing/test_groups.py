@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mqttapi import App, ConfigurationError, Context, Depends, Router
+from mqttapi import App, ConfigurationError, Context, Depends, RouteOptions, Router
 from mqttapi.testing import TestClient
 
 if TYPE_CHECKING:
@@ -69,6 +69,65 @@ def test_the_options_of_a_group_are_inherited_and_the_nearest_wins() -> None:
     assert (outer.qos, outer.shared, outer.workers, outer.timeout) == (0, "g", 2, 9)
     assert (inner_route.qos, inner_route.shared, inner_route.workers, inner_route.timeout) == (1, "g", 3, None)
     assert [marker.dependency for marker in inner_route.dependencies] == [first, second]
+
+
+def test_rare_options_are_inherited_one_by_one_and_lists_add_up() -> None:
+    app = App()
+    app.middleware_alias("audit", noting([], "audit"))
+    app.middleware_alias("scale", noting([], "scale"))
+    outer = RouteOptions(tags=["a"], no_local=True, retain_as_published=True, without_middleware=["audit"])
+    with app.group(options=outer) as group:
+        inner = RouteOptions(description="d", tags=["b"], no_local=False, without_middleware=["scale"])
+        group.on("a", handler, options=inner)
+    assert app.routes[0].options == RouteOptions(
+        description="d",
+        tags=("a", "b"),
+        no_local=False,
+        retain_as_published=True,
+        without_middleware=("audit", "scale"),
+    )
+
+
+async def test_what_a_group_leaves_out_stays_out_where_a_route_has_options_of_its_own() -> None:
+    app, log = App(), list[str]()
+    app.middleware_alias("audit", noting(log, "audit"))
+    app.add_middleware("audit")
+    with app.group(options=RouteOptions(without_middleware=["audit"])) as group:
+        group.on("a", handler, options=RouteOptions(description="of its own"))
+    async with TestClient(app) as client:
+        await client.publish("a")
+    assert log == []
+
+
+def test_a_group_is_opened_by_with() -> None:
+    group: Any = App().group(prefix="p")
+    with pytest.raises(AttributeError) as caught:
+        group.on("a", handler)
+    assert str(caught.value) == "group(prefix='p') has no 'on' yet: write 'with router.group(...) as group:'"
+
+
+@pytest.mark.parametrize(
+    ("make", "label"),
+    [
+        (lambda where: App("x", where=where), "App('x')"),
+        (lambda where: Router(prefix="p", where=where), "Router(prefix='p')"),
+        (lambda where: App().group(prefix="p", where=where), "group(prefix='p')"),
+        (lambda where: App().include_router(Router(), prefix="p", where=where), "include_router(prefix='p')"),
+    ],
+)
+def test_a_constraint_that_is_none_is_refused_at_once(make: Any, label: str) -> None:
+    assert refusal(lambda: make({"id": "[0-9"})).startswith(f"{label}: where={{'id': ...}}: '[0-9': unclosed")
+
+
+def test_a_constraint_that_holds_for_no_route_is_warned_of_with_the_nearest_name() -> None:
+    app = App(where={"id": "[0-9]+"})
+    app.pattern("site", {"north"})
+    with app.group(prefix="a/<id>", where={"devise": "[a-z]+"}) as group:
+        group.on("<device>", handler)
+    assert app.table.unused_constraints() == [
+        "where={'site': ...} of the app holds for none of its routes, whose parameters are: device, id",
+        "where={'devise': ...} of group(prefix='a/<id>') holds for none of its routes: did you mean 'device'?",
+    ]
 
 
 async def test_middleware_runs_from_app_over_routers_and_groups_to_the_route() -> None:

@@ -103,6 +103,29 @@ def test_what_is_no_handler_is_named() -> None:
     )
 
 
+def test_a_pair_in_square_brackets_or_of_texts_says_how_to_write_it() -> None:
+    assert refusal(lambda: App().on("a", [Kind, "x"])).endswith(  # type: ignore[call-overload]
+        "is a list. Write a pair in round brackets: (Controller, 'method')"
+    )
+    assert refusal(lambda: App().on("a", ("Kind", "x"))) == (  # type: ignore[arg-type]
+        "('Kind', 'x') is no handler. Write (Controller, 'method')"
+    )
+
+
+@pytest.mark.parametrize("make", [App, Router])
+@pytest.mark.parametrize("name", ["on", "topic"])
+def test_a_decorator_without_brackets_is_named(make: type[App | Router], name: str) -> None:
+    assert refusal(lambda: getattr(make(), name)(handler)) == (
+        f"@{name} needs a topic template: write @{name}('some/topic') above handler"
+    )
+
+
+def test_a_function_for_the_order_takes_the_message() -> None:
+    assert refusal(lambda: App().on("a", handler, ordered_by=lambda: 1)) == (  # type: ignore[arg-type, misc]
+        "handler() on 'a': ordered_by: <lambda>() must take one argument, the message"
+    )
+
+
 # -- names
 
 

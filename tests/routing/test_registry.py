@@ -140,6 +140,27 @@ def test_a_wrong_route_names_its_module(package: Package) -> None:
     )
 
 
+def test_a_wrong_declaration_is_told_with_its_module(package: Package) -> None:
+    package.write("a.py", "from mqttapi import Router\nrouter = Router(qoss=1)\n")
+    assert str(refusal(lambda: App(discover=package.name).routes)) == (
+        f"cannot discover '{package.name}.a': Router(prefix=''): unknown option 'qoss'. Did you mean 'qos'?"
+    )
+
+
+def test_a_file_whose_name_is_no_modules_is_named(package: Package) -> None:
+    package.router("a.b.py", "a")
+    assert "a.b.py' is no module: its name holds a '.'. Rename it" in str(
+        refusal(lambda: App(discover=package.name).routes)
+    )
+
+
+@pytest.mark.parametrize("name", ["", "app/routers", ".routers", "app routers"])
+def test_discover_must_be_the_name_of_a_package(name: str) -> None:
+    assert str(refusal(lambda: App("x", discover=name))) == (
+        f"App('x'): discover must be a package's name, such as 'app.routers', got {name!r}"
+    )
+
+
 def test_a_package_that_is_not_there_is_named() -> None:
     assert str(refusal(lambda: App(discover="nosuch.routers").routes)) == (
         "there is no package 'nosuch.routers' to discover routers in"
