@@ -83,23 +83,21 @@ def _at_hand(app: App, settings: Settings) -> Iterator[tuple[str, Resource]]:
     """What controllers and middleware have as `self.redis` and `self.db`, where it is configured: so the app does not
     start without it. Elsewhere it is made when it is used; nobody can see beforehand whether it will be.
     """
-    user = next(_users(app), None)
-    if user is None:
-        return
-    if settings.redis_url is not None:
+    if settings.redis_url is not None and (user := next(_users(app, "redis"), None)):
         from redis.asyncio import Redis
 
         yield user, Resource(Redis, optional=False)
-    if settings.database_url is not None:
+    if settings.database_url is not None and (user := next(_users(app, "db"), None)):
         from sqlalchemy.ext.asyncio import AsyncEngine
 
         yield user, Resource(AsyncEngine, optional=False)
 
 
-def _users(app: App) -> Iterator[str]:
+def _users(app: App, thing: str) -> Iterator[str]:
     for route in app.routes:
         around, inner = app.table.middleware_of(route)
         for function in (route.handler, *around, *inner):
-            cls = function.cls if isinstance(function, Method) else type(getattr(function, "__self__", None))
-            if issubclass(cls, Access):
+            user: Any = function.cls if isinstance(function, Method) else getattr(function, "__self__", None)
+            cls = user if isinstance(user, type) else type(user)
+            if issubclass(cls, Access) and thing in user.needs:
                 yield cls.__name__

@@ -22,6 +22,7 @@ class Method:
 
     def __init__(self, cls: type, name: str) -> None:
         self.cls = cls
+        self.name = name
         self.function: Callable[..., Any] = getattr(cls, name)
         functools.update_wrapper(self, self.function)
         self.__module__ = cls.__module__
@@ -34,6 +35,11 @@ class Method:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+    def of_object(self, itself: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the method of an object that stands in for one of the class, where it has one."""
+        found = getattr(itself, self.name, None)
+        return self.function(itself, *args, **kwargs) if found is None else found(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Method) and (self.cls, self.function) == (other.cls, other.function)

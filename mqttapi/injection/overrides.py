@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection.functions import called, identity
+from mqttapi.injection.methods import Method
 from mqttapi.injection.params import Depends
 from mqttapi.injection.signature import Analysis, check_payloads
 from mqttapi.injection.sources import Call, Dependency, Resource, Signature, Source
@@ -22,8 +23,8 @@ __all__ = ["is_factory", "override"]
 def override(signature: Signature, overrides: Mapping[Any, Any]) -> Signature:
     """Put in what `overrides` has for a dependency, or for the type of a resource, wherever `signature` has it.
 
-    For a type, what is neither a function nor a class nor `Depends(...)` is taken for the resource itself: it stays a
-    resource here.
+    For a type, what is neither a function nor a class nor `Depends(...)` is taken for the resource itself, which stays a
+    resource here; and in place of a class that is a dependency for its object.
 
     Raises:
         ConfigurationError: When an override cannot be called, or leads back to what it replaces.
@@ -31,10 +32,13 @@ def override(signature: Signature, overrides: Mapping[Any, Any]) -> Signature:
     if not overrides:
         return signature
     replacing = _Replacing(Analysis(signature.template, signature.resources, signature.handler.original), overrides)
+    handler, method = replacing.call(signature.handler), signature.handler.original
+    if isinstance(method, Method) and method.cls in overrides:
+        handler = replace(handler, function=method.of_object)
     overridden = replace(
         signature,
         dependencies=tuple(replacing.dependency(dependency) for dependency in signature.dependencies),
-        handler=replacing.call(signature.handler),
+        handler=handler,
     )
     check_payloads(overridden)
     return overridden
@@ -59,7 +63,9 @@ class _Replacing:
         return Dependency(self.call(dependency.call), dependency.use_cache)
 
     def _replaced(self, original: Any, *, use_cache: bool) -> Dependency:
-        value = self._overrides[identity(original)]
+        value: Any = self._overrides[identity(original)]
+        if isinstance(original, type) and not (callable(value) or isinstance(value, Depends)):
+            value = functools.partial(_itself, value)  # an object in place of those that the class makes
         marker: Depends = value if isinstance(value, Depends) else Depends(value, use_cache=use_cache)
         where = f"the override of {called(original)}"
         if marker.dependency is None:
@@ -75,6 +81,10 @@ class _Replacing:
         arguments = tuple((parameter, self.source(source)) for parameter, source in call.arguments)
         self._chain.pop()
         return replace(call, arguments=arguments)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def is_factory(value: object) -> bool:

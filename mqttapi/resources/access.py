@@ -35,6 +35,8 @@ class _ClassLogger:
 class Access:
     """The resources of the app that runs; usable while it does."""
 
+    needs: frozenset[str] = frozenset({"redis", "db"})
+    """What the app opens at its start because of it, where that is configured: `self.redis`, `self.db`."""
     logger = _ClassLogger()
     """The logger called as the class, with its module. Static methods have it by the class."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from types import CoroutineType
 from typing import TYPE_CHECKING
 
 from mqttapi.errors import BrokerError, ConfigurationError, HandlerStuck
@@ -118,6 +119,12 @@ class Policy:
 
     def _sent_for(self, run: Run, result: object) -> tuple[list[Publish], bool]:
         """What is to be published for a result, and whether the Response Topic gets it as an answer."""
+        if type(result) is CoroutineType:
+            result.close()
+            raise TypeError(
+                f"{run.route.name}: a coroutine came out of it that nobody has awaited, so what it is to do was not done. "
+                "An 'await' is missing, in the handler or in a middleware: 'return await call_next(context)'"
+            )
         publishes = _publishes(result)
         is_answer = not publishes and result is not NO_REPLY
         to = run.route.publish_to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import pytest
 from mqttapi import App, ConfigurationError, Context, Controller, Depends, Middleware, Publisher, Router, topic
 from mqttapi.config import Settings
 from mqttapi.errors import ResourceUnavailable
-from mqttapi.middleware import Endpoint
+from mqttapi.middleware import Deduplicate, Endpoint, RateLimit
 from mqttapi.testing import TestClient
 from tests.support.redis import RedisServer
 
@@ -202,6 +203,33 @@ async def test_an_object_can_be_overridden_by_class() -> None:
     async with TestClient(app) as client:
         await client.publish("a")
     assert app.state.objects == [fake]
+
+
+class Overridden:
+    async def handle(self, context: Context, payload: str) -> None:
+        context.app.state.handled = f"real {payload}"
+
+
+class WithConstructor(Overridden):
+    def __init__(self, context: Context) -> None: ...
+
+
+class Stand:
+    """Stands in for a controller, and is none of its classes."""
+
+    async def handle(self, context: Context, payload: str) -> None:
+        context.app.state.handled = f"fake {payload}"
+
+
+@pytest.mark.parametrize("cls", [Overridden, WithConstructor])
+@pytest.mark.parametrize("fake", [Stand(), Stand, functools.partial(Stand)])
+async def test_the_method_of_what_overrides_a_controller_is_called(cls: type, fake: object) -> None:
+    app = App()
+    app.on("a", (cls, "handle"))
+    app.dependency_overrides[cls] = fake
+    async with TestClient(app) as client:
+        await client.publish("a", "x")
+    assert app.state.handled == "fake x"
 
 
 async def test_a_dependency_of_a_constructor_can_be_overridden() -> None:
@@ -435,6 +463,18 @@ async def test_redis_that_is_configured_and_not_there_stops_the_start_of_an_app_
     with pytest.raises(ResourceUnavailable, match=r"Redis at 127\.0\.0\.1:1 .*is not available"):
         async with TestClient(app):
             pytest.fail("started")
+
+
+async def test_what_uses_no_database_does_not_ask_for_one(redis_server: RedisServer) -> None:
+    """Though `DATABASE_URL` is set: a rate limit has no use for it, nor for Redis where it counts in memory."""
+    settings = Settings(redis_url=redis_server.url, database_url="sqlite:////nowhere/at/all/x.db")
+    app = App(settings=settings, middleware=[RateLimit(5), Deduplicate("property.id", store="memory")])
+
+    @app.topic("a")
+    async def handle() -> None: ...
+
+    async with TestClient(app) as client:
+        assert (await client.publish("a")).outcome == "done"
 
 
 async def test_a_controller_and_a_middleware_use_the_redis_and_the_database_that_are_configured(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -16,6 +17,7 @@ from mqttapi import (
     ConfigurationError,
     Context,
     Drop,
+    Inbox,
     InvalidPayload,
     MessageError,
     NotConnected,
@@ -24,6 +26,7 @@ from mqttapi import (
     Reject,
     Router,
 )
+from mqttapi.config import Settings
 from mqttapi.testing import TestClient
 from tests.support.waiting import eventually
 
@@ -53,6 +56,36 @@ def raising(error: BaseException, **options: Any) -> App:
 def pairs(publish: Publish) -> list[tuple[str, str]]:
     """Its user properties."""
     return cast("list[tuple[str, str]]", list(publish.user_properties))
+
+
+async def forgets_to_await(context: Context, call_next: Any) -> Any:
+    return call_next(context)
+
+
+@pytest.mark.parametrize("level", ["app", "route", "outbox"])
+async def test_a_middleware_that_forgets_await_is_a_failure_and_no_message_is_lost_in_silence(
+    level: str, tmp_path: Path
+) -> None:
+    app = App(settings=Settings(database_url=f"sqlite:///{tmp_path}/x.db"))
+    handled: list[str] = []
+    if level == "app":
+        app.add_middleware(forgets_to_await)
+    options: Any = {"inbox": Inbox(key=lambda: 1)} if level == "outbox" else {}
+    options |= {"middleware": [forgets_to_await]} if level == "route" else {}
+
+    @app.topic("a", name="r", **options)
+    async def handler() -> Any:
+        handled.append("a")
+        return asyncio.sleep(0) if level == "outbox" else None
+
+    async with client_of(app) as client:
+        delivery = await client.publish("a")
+    error = delivery.outcomes["r"].error
+    assert (delivery.outcome, type(error)) == ("failed", TypeError)
+    assert str(error) == (
+        "r: a coroutine came out of it that nobody has awaited, so what it is to do was not done. An 'await' is missing, in "
+        "the handler or in a middleware: 'return await call_next(context)'"
+    )
 
 
 def client_of(app: App) -> TestClient:

@@ -33,12 +33,12 @@ class AccessLog:
     Args:
         sample: The part of the messages that is logged, from 0 to 1. Failures are logged by the app in any case.
         logger: Name of the logger.
-        level: As in `logging`.
+        level: As in `logging`, such as `logging.INFO`.
         clock: Seconds.
         random: From 0 up to 1.
 
     Raises:
-        ConfigurationError: When `sample` is not from 0 to 1.
+        ConfigurationError: When an argument breaks a rule.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class AccessLog:
         random: Callable[[], float] = _random.random,
     ) -> None:
         require("AccessLog", "sample", sample, lambda part: is_number(part, 0, 1), "a number from 0 to 1")
+        require("AccessLog", "logger", logger, lambda name: isinstance(name, str), "the name of a logger")
+        require("AccessLog", "level", level, lambda number: type(number) is int, "a number, such as logging.INFO")
         self._sample = sample
         self._logger = logging.getLogger(logger)
         self._level = level

@@ -20,7 +20,7 @@ from mqttapi.context import Context
 from mqttapi.errors import ConfigurationError, Reject
 from mqttapi.injection.functions import called
 from mqttapi.middleware.builtin.find import Find, finder
-from mqttapi.middleware.builtin.rules import is_number, require
+from mqttapi.middleware.builtin.rules import is_number, require, require_function
 
 if TYPE_CHECKING:
     from mqttapi.injection import Endpoint
@@ -55,6 +55,7 @@ class Authenticate:
                 f"Authenticate takes a SharedSecret(...), a Signature(...), a JWT(...) or a function of the context, "
                 f"not {'the class ' + given.__name__ if isinstance(given, type) else f'a {type(given).__name__}'}"
             )
+        require_function("Authenticate", check)
         self._check = check
 
     async def handle(self, context: Context, next_handler: Endpoint, /) -> Any:
@@ -211,6 +212,17 @@ class JWT:
             lambda names: bool(names) and not isinstance(names, str) and not {"none", "None"} & set(names),
             "a list of algorithms, such as ['ES256'], without 'none'",
         )
+        for claim in ("audience", "issuer"):
+            require(
+                "JWT",
+                claim,
+                getattr(self, claim),
+                lambda text: text is None or isinstance(text, str),
+                "a text, or None",
+            )
+        problem = next(filter(None, (_key_problem(name, self.key) for name in self.algorithms)), None)
+        if problem is not None:
+            raise ConfigurationError(f"JWT: {problem}")
 
     async def __call__(self, context: Context) -> Mapping[str, Any]:
         import jwt
@@ -240,6 +252,23 @@ class JWT:
 _CHECKS: Final = (SharedSecret, Signature, JWT)
 
 
+def _key_problem(name: str, key: Key) -> str | None:
+    """Why no token could ever be right: found here, since it would look as if all of them were wrong."""
+    import jwt
+
+    try:
+        algorithm = jwt.get_algorithm_by_name(name)
+    except NotImplementedError:
+        return f"there is no algorithm {name!r}, or it needs the package cryptography, which is not installed"
+    try:
+        if not callable(key):
+            algorithm.prepare_key(_bytes(key))
+    except (jwt.PyJWTError, ValueError, TypeError):  # what it says may hold the key
+        needed = "a secret, and no key in PEM" if name.startswith("HS") else "a public key in PEM"
+        return f"the key is none for {name}, which takes {needed}"
+    return None
+
+
 def _jwt_reasons() -> list[tuple[type[Exception], str]]:
     import jwt
 
@@ -260,7 +289,9 @@ def _check_key(key: object, owner: str) -> None:
     if isinstance(key, str | bytes | SecretStr):
         if not _bytes(key):
             raise ConfigurationError(f"{owner}: the secret is empty")
-    elif not callable(key):
+    elif callable(key):
+        require_function(owner, key)
+    else:
         raise ConfigurationError(f"{owner}: the secret must be a text, bytes, a SecretStr or a function of the context")
 
 

@@ -19,11 +19,11 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mqttapi.errors import Drop
+from mqttapi.errors import ConfigurationError, Drop
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
 from mqttapi.middleware.builtin.rules import is_number, require
-from mqttapi.middleware.builtin.store import PerRun, Store, check_store, patient, redis_of, scope
+from mqttapi.middleware.builtin.store import PerRun, Store, check_store, needs_of, patient, redis_of, scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -59,7 +59,8 @@ class Deduplicate(Middleware):
         @app.topic("orders/<shop>", middleware=[Deduplicate("property.message-id")])
 
     A second delivery while the first is handled waits for its end: it is dropped when that succeeded, else handled. A
-    message without a key is handled. What the handler raises gives the claim back, so that the next attempt runs.
+    message without a key, or with an empty one, is handled. What the handler raises gives the claim back, so that the
+    next attempt runs.
 
     What a handler *returns* is published after the mark: where a crash in between must not swallow it, publish it in
     the handler. An inbox marks in the handler's own transaction, and so leaves no gap at all.
@@ -90,6 +91,11 @@ class Deduplicate(Middleware):
         require("Deduplicate", "ttl", ttl, lambda seconds: is_number(seconds, 1), "at least 1 s")
         require("Deduplicate", "lease", lease, lambda seconds: is_number(seconds, 1, 50), "1 to 50 s")
         check_store("Deduplicate", store)
+        if key in ("topic", "payload"):
+            raise ConfigurationError(
+                f"Deduplicate: {key!r} is no key: two messages may well have the same. Name what the sender makes for each "
+                "message, such as 'property.message-id' or 'payload.id'"
+            )
         self._find = finder(key, "Deduplicate")
         self._key = key
         self._lease = lease
@@ -98,6 +104,7 @@ class Deduplicate(Middleware):
         self._store: Store = store
         self._clock = clock
         self._claims = PerRun(self._claims_of)
+        self.needs = needs_of(store)
 
     def _claims_of(self, context: Context) -> _Claims:
         redis = redis_of(self, self._store, context)
@@ -106,7 +113,7 @@ class Deduplicate(Middleware):
     async def handle(self, context: Context, next_handler: Endpoint, /) -> Any:
         """Run what is inside, once."""
         found = self._find(context)
-        if found is None:
+        if found is None or found == "":
             return await next_handler(context)
         claims = self._claims.of(context)
         key, token = scope("once", context) + fingerprint(found), secrets.token_hex(8)

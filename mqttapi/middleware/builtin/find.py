@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, cast
 from mqttapi.context import Context  # at run time: aliases read the hints of constructors
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection.functions import called, kind_of
+from mqttapi.middleware.builtin.rules import require_function
 
 __all__ = ["Find", "finder", "fingerprint"]
 
@@ -32,6 +33,7 @@ def finder(what: object, owner: str) -> Callable[[Context], Any]:
     if callable(what):
         if kind_of(what).is_async:
             raise ConfigurationError(f"{owner}: {called(what)} is an 'async def': it must be a plain function")
+        require_function(owner, what)
         return cast("Callable[[Context], Any]", what)
     first, *path = what.split(".") if isinstance(what, str) else [""]
     if not isinstance(what, str) or not all((first, *path)):

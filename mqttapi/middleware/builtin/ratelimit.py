@@ -20,7 +20,7 @@ from mqttapi.errors import ConfigurationError, Drop, Reject
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
 from mqttapi.middleware.builtin.rules import is_number, require, require_choice
-from mqttapi.middleware.builtin.store import PerRun, Store, check_store, patient, redis_of, scope
+from mqttapi.middleware.builtin.store import PerRun, Store, check_store, needs_of, patient, redis_of, scope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mqttapi.context import Context
     from mqttapi.injection import Endpoint
+    from mqttapi.routing import Route
 
 __all__ = ["RateLimit"]
 
@@ -126,6 +127,8 @@ class RateLimit(Middleware):
     ) -> None:
         if minutes is not None and seconds is not None:
             raise ConfigurationError(f"RateLimit: minutes={minutes!r} and seconds={seconds!r} say the same: give one")
+        if minutes is not None:
+            require("RateLimit", "minutes", minutes, lambda given: is_number(given, 1e-3 / 60), "a number above 0")
         self.limit = limit
         self.period = seconds if seconds is not None else 60.0 * (1 if minutes is None else minutes)
         self.burst = limit if burst is None else burst
@@ -133,7 +136,7 @@ class RateLimit(Middleware):
         self.excess = excess
         self.by = by
         self.patience = max_wait if excess == "wait" else 0.0
-        self._name = name
+        self.name = name
         _check(self, max_wait, burst)
         check_store("RateLimit", store)
         self._reason = f"more than {limit} messages in {self.period:g} s"
@@ -142,6 +145,20 @@ class RateLimit(Middleware):
         self._store: Store = store
         self._clock = clock
         self._limiters = PerRun(self._limiter)
+        self.needs = needs_of(store)
+
+    def check_route(self, route: Route) -> None:
+        """Called when the app starts, for each route that it is around.
+
+        Raises:
+            ConfigurationError: When a message would have waited longer than its route lets it run.
+        """
+        if route.timeout is not None and self.patience >= route.timeout:
+            raise ConfigurationError(
+                f"RateLimit around {route.name!r} ({route.source}): with excess='wait' a message may wait for "
+                f"{self.patience:g} s, and times out after {route.timeout:g} s. Give a max_wait= below that, or the route a "
+                "longer timeout"
+            )
 
     def _limiter(self, context: Context) -> _Limiter:
         redis = redis_of(self, self._store, context)
@@ -152,7 +169,7 @@ class RateLimit(Middleware):
         # What came through once need not do so again for its second attempt; but whoever waits spares something that
         # each attempt uses.
         if context.attempt == 1 or self.excess == "wait":
-            key = scope(f"rate:{self.strategy}", context, self._name)
+            key = scope(f"rate:{self.strategy}", context, self.name)
             if self._find is not None:
                 key += fingerprint(self._find(context))
             wait = await self._limiters.of(context).book(key)
@@ -248,6 +265,9 @@ def _check(rate: RateLimit, max_wait: object, burst: object) -> None:
     most = LARGEST_WINDOW if rate.strategy == "sliding_window" else 1_000_000_000
     require(owner, "limit", rate.limit, lambda n: type(n) is int and 1 <= n <= most, f"a whole number, 1 to {most:,}")
     require(owner, "the period", rate.period, lambda seconds: is_number(seconds, 1e-3), "at least 0.001 s")
+    require(
+        owner, "name", rate.name, lambda name: name is None or (isinstance(name, str) and name != ""), "a text, or None"
+    )
     require(
         owner, "max_wait", max_wait, lambda seconds: is_number(seconds, 1e-3, LONGEST_WAIT), "above 0 s and at most 5 s"
     )

@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mqttapi.errors import ConfigurationError
+from mqttapi.injection.functions import called, takes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-__all__ = ["is_number", "require", "require_choice"]
+__all__ = ["is_number", "require", "require_choice", "require_function"]
 
 
 def require(owner: str, what: str, value: object, holds: Callable[[Any], bool], rule: str) -> None:
@@ -21,6 +22,16 @@ def require(owner: str, what: str, value: object, holds: Callable[[Any], bool], 
     """
     if not holds(value):
         raise ConfigurationError(f"{owner}: {what} must be {rule}, got {value!r}")
+
+
+def require_function(owner: str, function: Callable[..., Any]) -> None:
+    """Refuse a function that cannot be called with the context.
+
+    Raises:
+        ConfigurationError: With its name.
+    """
+    if not takes(function, 1):
+        raise ConfigurationError(f"{owner}: {called(function)} must take one argument, the context")
 
 
 def require_choice(owner: str, what: str, value: object, choices: Collection[str]) -> None:

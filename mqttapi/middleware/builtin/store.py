@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mqttapi.context import Context
 
-__all__ = ["PerRun", "Store", "check_store", "patient", "redis_of", "scope"]
+__all__ = ["PerRun", "Store", "check_store", "needs_of", "patient", "redis_of", "scope"]
 
 log = logging.getLogger("mqttapi.middleware")
 
@@ -75,6 +75,11 @@ def check_store(owner: str, store: object) -> None:
         lambda given: given in {"auto", "memory", "redis"} if isinstance(given, str) else hasattr(given, "evalsha"),
         "'auto', 'memory', 'redis' or a client of redis.asyncio",
     )
+
+
+def needs_of(store: Store) -> frozenset[str]:
+    """See `Access.needs`."""
+    return frozenset({"redis"}) if store in ("auto", "redis") else frozenset()
 
 
 def redis_of(owner: Access, store: Store, context: Context) -> Redis | None:

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -87,6 +87,19 @@ async def test_with_json_each_part_is_a_field() -> None:
         "milliseconds": 1.2,
         "attempt": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"level": "INFO"}, "level must be a number, such as logging.INFO, got 'INFO'"),
+        ({"logger": None}, "logger must be the name of a logger, got None"),
+    ],
+)
+def test_what_would_fail_at_each_message_is_refused_at_once(arguments: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        AccessLog(**arguments)
+    assert str(caught.value) == f"AccessLog: {text}"
 
 
 @pytest.mark.parametrize("sample", [-0.1, 1.1, "all", True])

@@ -267,6 +267,27 @@ async def test_no_text_that_is_shown_or_logged_holds_a_secret(check: Any, caplog
         ),
         (lambda: Signature(secret=SECRET, window=0), "Signature: window must be at least 1 s, or None, got 0"),
         (
+            lambda: SharedSecret(secret=lambda: SECRET),  # type: ignore[arg-type, misc]
+            "SharedSecret: <lambda>() must take one argument, the context",
+        ),
+        (
+            lambda: Authenticate(lambda: True),  # type: ignore[arg-type, misc]
+            "Authenticate: <lambda>() must take one argument, the context",
+        ),
+        (
+            lambda: JWT(key=SECRET, algorithms=["ES265"]),
+            "JWT: there is no algorithm 'ES265', or it needs the package cryptography, which is not installed",
+        ),
+        (
+            lambda: JWT(key=SECRET, algorithms=["ES256"]),
+            "JWT: the key is none for ES256, which takes a public key in PEM",
+        ),
+        (
+            lambda: JWT(key=_pem(ec.generate_private_key(ec.SECP256R1())), algorithms=["ES256", "HS256"]),
+            "JWT: the key is none for HS256, which takes a secret, and no key in PEM",
+        ),
+        (lambda: JWT(key=SECRET, algorithms=["HS256"], audience=7), "JWT: audience must be a text, or None, got 7"),  # type: ignore[arg-type]
+        (
             lambda: JWT(key=SECRET, algorithms="HS256"),
             "JWT: algorithms must be a list of algorithms, such as ['ES256'], without 'none', got 'HS256'",
         ),

@@ -66,6 +66,22 @@ async def test_a_message_without_a_key_is_handled() -> None:
     assert [await fate(once, message()) for _ in range(2)] == ["passed", "passed"]
 
 
+async def test_an_empty_key_is_none() -> None:
+    """Else all messages of a sender who leaves it empty would be one."""
+    once = Deduplicate(KEY)
+    assert [await fate(once, delivery("")) for _ in range(2)] == ["passed", "passed"]
+
+
+@pytest.mark.parametrize("key", ["topic", "payload"])
+def test_what_two_messages_may_have_in_common_is_no_key(key: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Deduplicate(key)
+    assert str(caught.value) == (
+        f"Deduplicate: {key!r} is no key: two messages may well have the same. Name what the sender makes for each message, "
+        "such as 'property.message-id' or 'payload.id'"
+    )
+
+
 async def test_the_key_may_be_a_function_or_a_field() -> None:
     for key in (lambda context: context.message.payload, "payload.id"):
         once = Deduplicate(key)
@@ -287,6 +303,11 @@ def test_arguments_that_make_no_sense_are_refused(arguments: Any, text: str) -> 
     with pytest.raises(ConfigurationError) as caught:
         Deduplicate(**arguments)
     assert str(caught.value) == f"Deduplicate: {text}"
+
+
+def test_a_key_function_takes_the_context() -> None:
+    with pytest.raises(ConfigurationError, match=r"^Deduplicate: <lambda>\(\) must take one argument, the context$"):
+        Deduplicate(lambda: 1)  # type: ignore[arg-type, misc]
 
 
 def test_a_key_that_has_to_be_awaited_is_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -338,7 +339,10 @@ async def test_five_of_a_burst_of_two_hundred_pass_three_processes(
         ({"limit": 0}, "limit must be a whole number, 1 to 10,000, got 0"),
         ({"limit": "60"}, "limit must be a whole number, 1 to 10,000, got '60'"),
         ({"limit": 10_001}, "limit must be a whole number, 1 to 10,000, got 10001"),
-        ({"limit": 1, "minutes": 0}, "the period must be at least 0.001 s, got 0.0"),
+        ({"limit": 1, "seconds": 0}, "the period must be at least 0.001 s, got 0"),
+        ({"limit": 1, "minutes": 0}, "minutes must be a number above 0, got 0"),
+        ({"limit": 1, "minutes": "1"}, "minutes must be a number above 0, got '1'"),
+        ({"limit": 1, "name": ""}, "name must be a text, or None, got ''"),
         ({"limit": 1, "minutes": 1, "seconds": 1}, "minutes=1 and seconds=1 say the same: give one"),
         ({"limit": 1, "excess": "ignore"}, "excess must be 'drop', 'reject' or 'wait', got 'ignore'"),
         ({"limit": 1, "strategy": "x"}, "strategy must be 'sliding_window' or 'token_bucket', got 'x'"),
@@ -357,6 +361,21 @@ def test_arguments_that_make_no_sense_are_refused(arguments: Any, text: str) -> 
     with pytest.raises(ConfigurationError) as caught:
         RateLimit(**arguments)
     assert str(caught.value) == f"RateLimit: {text}"
+
+
+async def test_a_message_that_may_wait_has_the_time_to() -> None:
+    app = App("plant", settings=Settings(redis_url=None), middleware=[RateLimit(1, excess="wait")])
+
+    @app.topic("t", name="t", timeout=5)
+    async def handler() -> None: ...
+
+    with pytest.raises(ConfigurationError) as caught:
+        async with TestClient(app):
+            pytest.fail("started")
+    assert re.sub(r":\d+", ":LINE", str(caught.value)) == (
+        "RateLimit around 't' (test_ratelimit.py:LINE): with excess='wait' a message may wait for 5 s, and times out after "
+        "5 s. Give a max_wait= below that, or the route a longer timeout"
+    )
 
 
 async def test_a_name_that_is_nowhere_is_the_programs_error() -> None:
