@@ -112,6 +112,10 @@ class Context(MutableMapping[str, Any]):
             raise KeyError(key)
         del self._data[key]
 
+    def copy(self) -> dict[str, Any]:
+        """All of it in a dict, for comparing or keeping. It is no context: `call_next` takes the context itself."""
+        return dict(self)
+
     def _keys(self) -> dict[str, None]:
         return dict.fromkeys((*(self._data or ()), *self.route.template.names, *_WELL_KNOWN))
 

@@ -523,7 +523,7 @@ class Service:
         if self.worker.slot:
             return
         settings = self.settings
-        texts = unknown_variables() + broker_warnings(options.broker, settings)
+        texts = unknown_variables(also_known=settings.also_known) + broker_warnings(options.broker, settings)
         texts += client_id_warnings(options.client_id, options.protocol)
         texts += self.app.table.unused_constraints()
         if settings.instance is None and settings.client_id is None and options.session_expiry and not self.rescues:

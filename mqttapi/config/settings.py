@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from dotenv.parser import parse_stream
 from pydantic import AfterValidator, AliasGenerator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
@@ -20,7 +20,7 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.message import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
@@ -102,6 +102,9 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
         use_attribute_docstrings=True,
     )
+
+    also_known: ClassVar[frozenset[str]] = frozenset()
+    """Variables that are no settings, and are not to be warned of."""
 
     url: SecretStr | None = None
     """Broker: `mqtt://user:password@host:port`, or with `mqtts`, `ws`, `wss`, `unix`. Goes before `MQTT_BROKER`."""
@@ -270,10 +273,13 @@ def defaults() -> Iterator[Setting]:
         yield Setting(name, _variable(name), info.default, rule.unit if rule else "", info.description or "")
 
 
-def unknown_variables(names: Iterable[str] | None = None, env_file: Path | None = None) -> list[str]:
+def unknown_variables(
+    names: Iterable[str] | None = None, env_file: Path | None = None, *, also_known: Collection[str] = ()
+) -> list[str]:
     """A warning for each name that begins with `MQTT_` or `MQTTAPI_` and is no setting, with the nearest that is one.
 
-    Without `names` those of the environment and of the `.env` that `Settings.load(env_file)` reads are looked at.
+    Without `names` those of the environment and of the `.env` that `Settings.load(env_file)` reads are looked at. Those
+    that are `also_known` are left out.
     """
     if names is None:
         file = _env_file(env_file)
@@ -281,8 +287,8 @@ def unknown_variables(names: Iterable[str] | None = None, env_file: Path | None 
     known = {setting.name: setting.variable for setting in defaults()}
     return [
         f"unknown setting {printable(name)}{_nearest(re.sub('^MQTT(API)?_', '', name).lower(), known)}"
-        for name in sorted(names)
-        if name.startswith(_PREFIXES) and name not in known.values() and not _SERVICE_LINK.fullmatch(name)
+        for name in sorted({*names} - {*also_known, *known.values()})
+        if name.startswith(_PREFIXES) and not _SERVICE_LINK.fullmatch(name)
     ]
 
 

@@ -14,16 +14,18 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
-from dotenv import dotenv_values
+from dotenv import dotenv_values, load_dotenv
 
 from mqttapi.app import App
 from mqttapi.config import Settings
 from mqttapi.context import Context
-from mqttapi.injection.functions import kind_of
+from mqttapi.errors import ConfigurationError
+from mqttapi.injection.functions import called, kind_of
 from mqttapi.injection.methods import Method
 from mqttapi.message import printable
 from mqttapi.middleware import Middleware
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     from mqttapi.injection import Endpoint
     from mqttapi.publisher import PublishResult
-    from mqttapi.routing import SharedOptions, TopicOptions
+    from mqttapi.routing import Route, SharedOptions, TopicOptions
 
 __all__ = ["Application", "Client", "Controller", "Middleware", "Router", "settings"]
 
@@ -57,8 +59,11 @@ class Application(App):
 
     Args:
         router: The routes; None: those of `router_directory`.
-        env_file: Settings, where there is such a file; the environment comes before it.
+        env_file: Settings, where there is such a file; the environment comes before it. What it holds becomes part of the
+            environment.
         router_directory: A package, whose modules have a `router` each.
+        show_banner: There is none.
+        log_to_console: `mqttapi run` and `run` log to the console.
         name: Part of the client id.
         options: Of `App`.
 
@@ -71,11 +76,15 @@ class Application(App):
         router: _Router | None = None,
         env_file: str | Path = ".env",
         router_directory: str = "app.routers",
+        show_banner: bool = True,
+        log_to_console: bool = True,
         *,
         name: str = "mqtt-framework",
         **options: Any,
     ) -> None:
         given = {"qos": 0, "dispatch": "first", "settings": settings(env_file), **options}
+        if (file := _existing(env_file)) is not None:
+            load_dotenv(file)  # the application's own code reads it there, its routers while they are imported
         super().__init__(name, discover=router_directory if router is None else None, **given)
         if router is not None:
             self.include_router(router)
@@ -132,7 +141,7 @@ class Router(_Router):
 
     def __init__(self, *, prefix: str = "", name: str = "", **options: Unpack[SharedOptions]) -> None:
         given: dict[str, Any] = {"qos": 0, **options}
-        given["middleware"] = [_with_client, *given.get("middleware", ())]
+        given["middleware"] = [_WITH_CLIENT, *given.get("middleware", ())]
         super().__init__(prefix=prefix, name=name, **given)
 
     def on(  # type: ignore[override]  # RouteMQ's arguments may be given by position
@@ -179,6 +188,11 @@ class Router(_Router):
         self.include_router(group)
         return group
 
+    def _joined(self, template: str) -> str:
+        """As RouteMQ: a prefix that begins with `/` is one of topics that do."""
+        joined = super()._joined(template)
+        return f"/{joined}" if self.prefix.startswith("/") and self.prefix.strip("/") else joined
+
     def add(self, template: str, handler: Any, **options: Unpack[TopicOptions]) -> None:
         """See `mqttapi.Router.add`."""
         super().add(template, _by_convention(as_handler(handler)), **options)
@@ -197,9 +211,26 @@ class Group(Router):
         pass
 
 
-async def _with_client(context: Context, call_next: Endpoint) -> object:
-    context["client"] = Client(context.app)
-    return await call_next(context)
+class _WithClient:
+    """Puts RouteMQ's client into the context, and sees to it that each handler can be called."""
+
+    async def handle(self, context: Context, next_handler: Endpoint, /) -> object:
+        context["client"] = Client(context.app)
+        return await next_handler(context)
+
+    def check_route(self, route: Route) -> None:
+        """Called when the app starts, for each of the routes.
+
+        Raises:
+            ConfigurationError: When RouteMQ's way to call does not fit the handler.
+        """
+        function = route.handler.function if isinstance(route.handler, Method) else route.handler
+        convention: _Convention | None = getattr(function, "convention", None)
+        if convention is not None:
+            convention.check(route)
+
+
+_WITH_CLIENT: Final = _WithClient()
 
 
 class _ConventionMethod(Method):
@@ -221,14 +252,33 @@ def _by_convention(handler: Callable[..., Any]) -> Callable[..., Any]:
     return _ConventionMethod(handler) if isinstance(handler, Method) else _called_as_routemq_does(function)
 
 
+@dataclass(frozen=True, slots=True)
+class _Convention:
+    """A handler that is called as RouteMQ does: by keywords, after the object where it is a method."""
+
+    function: Callable[..., Any]
+    itself: tuple[str, ...]
+
+    def check(self, route: Route) -> None:
+        names = (*route.template.names, "payload", "client")
+        try:
+            inspect.signature(self.function).bind(*self.itself, **dict.fromkeys(names))
+        except TypeError as error:
+            raise ConfigurationError(
+                f"{called(self.function)} on {route.template.text!r} ({route.source}): it has 'payload' and 'client', or "
+                f"'**', so it is called as RouteMQ does, with {', '.join(names)} by name: {error}"
+            ) from None
+
+
 def _called_as_routemq_does(function: Callable[..., Any], *itself: str) -> Callable[..., Any]:
     async def call(*arguments: Any) -> Any:
-        *first, context = arguments
-        return await function(*first, **context.params, payload=context["payload"], client=context["client"])
+        *first, context = arguments  # looked up in it: a middleware may have passed on a dict of its own
+        return await function(*first, **context["params"], payload=context["payload"], client=context["client"])
 
     for name in ("__module__", "__name__", "__qualname__", "__doc__"):
         setattr(call, name, getattr(function, name, getattr(type(function), name, None)))
     call.__wrapped__ = function  # type: ignore[attr-defined]  # for `mqttapi routes`: where it is written
+    call.convention = _Convention(function, itself)  # type: ignore[attr-defined]  # what `_WithClient` checks
     call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what it takes
         [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hint)
@@ -247,35 +297,52 @@ def settings(env_file: str | Path | None = ".env") -> Settings:
     Raises:
         ConfigurationError: When one is wrong.
     """
-    named = os.environ.get("MQTTAPI_ENV_FILE") or env_file
-    file = Path(named) if named and Path(named).is_file() else None
+    file = _existing(env_file)
     found = {**(dotenv_values(file) if file else {}), **os.environ}
     given = _translated({name: value for name, value in found.items() if value})
-    return Settings(**given, env_file=file)
+    return _Settings(**given, env_file=file)
+
+
+class _Settings(Settings):
+    also_known = frozenset({"MQTT_TLS_ENABLED", *_RENAMED})
+
+
+def _existing(env_file: str | Path | None) -> Path | None:
+    named = os.environ.get("MQTTAPI_ENV_FILE") or env_file
+    return Path(named) if named and Path(named).is_file() else None
 
 
 def _translated(variables: Mapping[str, str]) -> dict[str, Any]:
     """Keywords of `Settings` for RouteMQ's names, so far as MQTTAPI's own are not given."""
-    given: dict[str, Any] = {"group_name": variables.get("MQTT_GROUP_NAME", "mqtt_framework_group")}
+    given: dict[str, Any] = {} if "MQTT_GROUP_NAME" in variables else {"group_name": "mqtt_framework_group"}
     with_tls = _is_true(variables, "MQTT_TLS_ENABLED")
     for name, ours in _RENAMED.items():
         if with_tls and name in variables and ours not in variables:
             given[ours.removeprefix("MQTT_").lower()] = variables[name]
-    if with_tls and "MQTT_URL" not in variables:
+    if "MQTT_TLS_ENABLED" in variables and "MQTT_URL" not in variables:
         broker, port = variables.get("MQTT_BROKER", "localhost"), variables.get("MQTT_PORT", "1883")
-        given["url"] = f"mqtts://{broker}:{port}"
+        given["url"] = f"{'mqtts' if with_tls else 'mqtt'}://{broker}:{port}"
     if _is_true(variables, "ENABLE_REDIS") and "REDIS_URL" not in variables:
         given["redis_url"] = _redis_url(variables)
-    url = variables.get("DATABASE_URL")
-    if url is None and ("DB_CONNECTION" in variables or "DB_HOST" in variables):
-        url = _database_url(variables)
-    if url is not None:
-        scheme, rest = url.split("://", 1) if "://" in url else ("", url)
-        given["database_url"] = f"{_DRIVERS.get(scheme, scheme)}://{rest}"
+    scheme, found, rest = variables.get("DATABASE_URL", "").partition("://")
+    if found and scheme in _DRIVERS:
+        given["database_url"] = f"{_DRIVERS[scheme]}://{rest}"
+    if "DATABASE_URL" not in variables and _wants_database(variables):
+        given["database_url"] = _database_url(variables)
     return given
 
 
 _DRIVERS: Final = dict.fromkeys(("postgres", "postgresql"), "postgresql+asyncpg") | {"mysql": "mysql+aiomysql"}
+_DATABASE: Final = ("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_PASS")
+
+
+def _wants_database(variables: Mapping[str, str]) -> bool:
+    """RouteMQ wants one unless `ENABLE_MYSQL` says no; here something has to say where it is."""
+    if "DB_CONNECTION" in variables:
+        return True
+    if "ENABLE_MYSQL" in variables:
+        return _is_true(variables, "ENABLE_MYSQL")
+    return any(name in variables for name in _DATABASE)
 
 
 def _redis_url(variables: Mapping[str, str]) -> str:
@@ -284,13 +351,17 @@ def _redis_url(variables: Mapping[str, str]) -> str:
 
 
 def _database_url(variables: Mapping[str, str]) -> str:
-    driver = variables.get("DB_CONNECTION", "mysql").lower()
+    driver = variables.get("DB_CONNECTION", "mysql").strip().lower()
+    if driver not in _DRIVERS:
+        raise ConfigurationError(
+            f"DB_CONNECTION must be mysql or postgres, got {driver!r}. For another database set DATABASE_URL"
+        )
     port = variables.get("DB_PORT", "3306" if driver == "mysql" else "5432")
     login = _login(
         {"DB_USER": "root", **variables}, "DB_USER", "DB_PASSWORD" if "DB_PASSWORD" in variables else "DB_PASS"
     )
     name = variables.get("DB_NAME", "mqtt_framework")
-    return f"{driver}://{login}{variables.get('DB_HOST', 'localhost')}:{port}/{name}"
+    return f"{_DRIVERS[driver]}://{login}{variables.get('DB_HOST', 'localhost')}:{port}/{name}"
 
 
 def _login(variables: Mapping[str, str], user: str, password: str) -> str:

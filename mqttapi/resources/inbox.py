@@ -59,7 +59,8 @@ class Inbox:
             raise ConfigurationError(
                 f"Inbox(key={self.key!r}): key must be the name of a user property, or a function that gives the key"
             )
-        if self.ttl is not None and (isinstance(self.ttl, bool) or not self.ttl > 0):
+        ttl: object = self.ttl
+        if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0):
             raise ConfigurationError(f"Inbox(ttl={self.ttl!r}): ttl must be a number of seconds above 0")
 
     def lifetime(self, session_expiry: float, label: str) -> float | None:

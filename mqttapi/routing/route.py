@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mqttapi.routing.options import Overflow, Retained, RouteOptions, inherit
-from mqttapi.topics import join, share
+from mqttapi.topics import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -48,9 +48,9 @@ class Declaration:
             options["name"] = router.name + options["name"]
         return replace(
             self,
-            template=join(router.prefix, self.template),
+            template=router._joined(self.template),
             options=options,
-            listens=self.listens and join(router.prefix, self.listens),
+            listens=self.listens and router._joined(self.listens),
             scopes=(router, *self.scopes),
         )
 

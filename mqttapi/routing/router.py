@@ -10,6 +10,7 @@ from mqttapi.routing.controllers import as_handler, marked_methods
 from mqttapi.routing.options import check, check_constraints
 from mqttapi.routing.republish import republishing
 from mqttapi.routing.route import Declaration
+from mqttapi.topics import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -267,6 +268,10 @@ class Router:
             if way:
                 return way if self._label.startswith(_INCLUDE) else [self, *way]
         return []
+
+    def _joined(self, template: str) -> str:
+        """A template of one of its routes, with the prefix."""
+        return join(self.prefix, template)
 
     def _accept(self, declaration: Declaration) -> None:
         for includer in self._includers:

@@ -8,7 +8,7 @@ them when the endpoint has raised.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from mqttapi.errors import RetryLater
 from mqttapi.runtime.lanes import HandlerTimeout, Run, attempt_error
@@ -52,10 +52,15 @@ class Attempts:
         async def attempt(context: Context) -> object:
             try:
                 return await endpoint(context)
-            except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  a handler may raise anything
+            except (Exception, asyncio.CancelledError) as raised:
+                if not isinstance(context, Run):  # a dict, say, where a handler asks for nothing that is not in it
+                    raised.add_note(
+                        "there is no second attempt: a middleware has passed on something else than its context"
+                    )
+                    raise
                 error = raised
             try:
-                return await again(cast("Run", context), error)
+                return await again(context, error)
             finally:
                 del error  # its traceback knows this frame: nothing should have to wait for the garbage collector
 

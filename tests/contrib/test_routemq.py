@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
 
-from mqttapi import App, PublishRefused
-from mqttapi.config import Settings
+from mqttapi import App, ConfigurationError, PublishRefused
+from mqttapi.config import Settings, unknown_variables
 from mqttapi.contrib.routemq import Application, Client, Controller, Middleware, Router, settings
 from mqttapi.testing import TestClient
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SEEN: list[Any] = []
@@ -23,6 +26,15 @@ SEEN: list[Any] = []
 @pytest.fixture(autouse=True)
 def _nothing_seen() -> None:
     SEEN.clear()
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """An `Application` adds to it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +195,48 @@ async def test_middleware_reads_and_writes_the_context(caplog: pytest.LogCapture
     assert "[INCOMING] Topic: devices/7/data, Client: b'mqtt-framework'" in caplog.messages
 
 
+class Passing(Middleware):
+    """Passes on a dict of its own, or writes other parameters."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    async def handle(self, context, next_handler):
+        if self.how == "dict":
+            return await next_handler({**context, "payload": "other", "params": {"device_id": "8"}})
+        if self.how == "copy":
+            return await next_handler({**context.copy(), "payload": "other", "params": {"device_id": "8"}})
+        context["payload"] = "other"
+        context["params"] = {**context["params"], "device_id": "8"}
+        return await next_handler(context)
+
+
+@pytest.mark.parametrize("how", ["dict", "copy", "assigned"])
+@pytest.mark.parametrize("level", ["group", "route"])
+async def test_the_handler_gets_what_the_middleware_has_passed_on(how: str, level: str) -> None:
+    router = Router()
+    group = router.group("devices", [Passing(how)] if level == "group" else [])
+    group.on("{device_id}/data", function, middleware=[Passing(how)] if level == "route" else [])
+    async with TestClient(app_of(router)) as client:
+        await client.publish("devices/7/data", b"1")
+    assert [("8", "other", Client)] == SEEN
+
+
+async def test_a_handler_that_fails_behind_a_dict_fails_with_its_own_error() -> None:
+    async def fails(device_id, payload, client):
+        raise LookupError(payload)
+
+    router = Router(retry=3)
+    group = router.group("", [Passing("dict")])
+    group.on("a/{device_id}", fails)
+    async with TestClient(app_of(router)) as client:
+        with pytest.raises(LookupError) as caught:
+            await client.publish("a/7", b"1")
+    assert caught.value.__notes__ == [
+        "there is no second attempt: a middleware has passed on something else than its context"
+    ]
+
+
 async def test_middleware_that_does_not_go_on_ends_the_message() -> None:
     class Stop(Middleware):
         async def handle(self, context, next_handler):
@@ -204,6 +258,47 @@ def test_groups_nest_join_with_one_slash_and_need_no_with() -> None:
         router.on("c", function)  # RouteMQ allows it within the block: it belongs to the router
     routes = app_of(router).routes
     assert [(route.template.text, route.qos) for route in routes] == [("p/a", 1), ("p/q/b", 1), ("c", 0)]
+
+
+def test_topics_keep_the_slash_that_they_begin_with() -> None:
+    """MQTT has two topics, `/a` and `a`; RouteMQ takes both as they are."""
+    router = Router()
+    router.on("/a/{device_id}", function)
+    router.group("/b").on("{device_id}", function)
+    router.group("/c/").on("/{device_id}", function)
+    router.group("/").on("d/{device_id}", function)
+    assert [route.template.text for route in app_of(router).routes] == [
+        "/a/{device_id}", "/b/{device_id}", "/c/{device_id}", "d/{device_id}",
+    ]  # fmt: skip
+
+
+async def missing_one(payload, client): ...
+
+
+async def one_too_many(device_id, unit, payload, client): ...
+
+
+class Wrong(Controller):
+    async def method(self, payload, client): ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        (missing_one, "missing_one() on 'a/{device_id}'"),
+        (one_too_many, "missing a required argument: 'unit'"),
+        (Wrong.method, "Wrong.method() on 'a/{device_id}'"),
+        (Wrong().method, "got an unexpected keyword argument 'device_id'"),
+    ],
+)
+async def test_a_handler_that_cannot_be_called_stops_the_start(handler: Any, said: str) -> None:
+    router = Router()
+    router.on("a/{device_id}", handler)
+    with pytest.raises(ConfigurationError) as caught:
+        async with TestClient(app_of(router)):
+            pytest.fail("started")
+    assert said in str(caught.value)
+    assert "it is called as RouteMQ does, with device_id, payload, client by name: " in str(caught.value)
 
 
 def test_options_by_position_and_worker_count_only_where_it_is_shared() -> None:
@@ -242,7 +337,50 @@ async def test_routers_are_found_where_routemq_finds_them(tmp_path: Path, monkey
     assert [route.template.text for route in app.routes] == ["devices/{device_id}"]
 
 
+def test_arguments_of_routemqs_application_are_taken() -> None:
+    app = Application(Router(), ".env", "app.routers", False, log_to_console=False)
+    assert app.routes == ()
+
+
 # -------------------------------------------------------------------------------------------------------- environment
+
+
+def test_what_the_file_holds_becomes_part_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in RouteMQ: middleware reads its secrets there."""
+    (tmp_path / ".env").write_text("JWT_SECRET_KEY=from the file\nMQTT_BROKER=file\n")
+    monkeypatch.setenv("MQTT_BROKER", "environment")
+    app = Application(Router())
+    assert (os.environ["JWT_SECRET_KEY"], os.environ["MQTT_BROKER"]) == ("from the file", "environment")
+    assert app.settings is not None
+    assert app.settings.broker == "environment"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"MQTT_GROUP_NAME": "a/b"},
+            "MQTT_GROUP_NAME must be a name without '/', '+' and '#' [MQTT-4.8.2-2], got 'a/b'",
+        ),
+        ({"DATABASE_URL": "x"}, "DATABASE_URL must be a URL such as sqlite+aiosqlite:///app.db, got a secret"),
+        (
+            {"DB_CONNECTION": "sqlite"},
+            "DB_CONNECTION must be mysql or postgres, got 'sqlite'. For another database set DATABASE_URL",
+        ),
+    ],
+)
+def test_a_wrong_variable_is_named(given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(said)}$"):
+        settings()
+
+
+def test_what_is_read_is_not_warned_of_and_what_is_not_read_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTT_TLS_ENABLED", "true")
+    monkeypatch.setenv("MQTT_TLS_CA_CERTS", "/ca.pem")
+    monkeypatch.setenv("MQTT_CONNECT_RETRIES", "3")
+    assert unknown_variables(also_known=settings().also_known) == ["unknown setting MQTT_CONNECT_RETRIES"]
 
 
 def secret(value: Any) -> Any:
@@ -260,6 +398,7 @@ def test_nothing_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"MQTT_BROKER": "b", "MQTT_PORT": "1884"}, {"broker": "b", "port": 1884, "url": None}),
         ({"MQTT_GROUP_NAME": "g", "MQTT_USERNAME": "u"}, {"group_name": "g", "username": "u"}),
         ({"MQTT_BROKER": "b", "MQTT_TLS_ENABLED": "true"}, {"url": "mqtts://b:1883", "tls_ca_file": None}),
+        ({"MQTT_BROKER": "b", "MQTT_TLS_ENABLED": "false", "MQTT_TLS_INSECURE": "true"}, {"url": "mqtt://b:1883"}),
         ({"MQTT_TLS_CA_CERTS": "/ca.pem"}, {"url": None, "tls_ca_file": None}),
         ({"ENABLE_REDIS": "true"}, {"redis_url": "redis://localhost:6379/0"}),
         (
@@ -272,7 +411,13 @@ def test_nothing_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
             "database_url": "postgresql+asyncpg://root:p@localhost:5432/mqtt_framework"}),
         ({"DB_HOST": "d", "DB_USER": "u", "DB_PASSWORD": "p", "DB_NAME": "n"}, {
             "database_url": "mysql+aiomysql://u:p@d:3306/n"}),
+        ({"DB_NAME": "n", "DB_USER": "u"}, {"database_url": "mysql+aiomysql://u:@localhost:3306/n"}),
+        ({"ENABLE_MYSQL": "true"}, {"database_url": "mysql+aiomysql://root:@localhost:3306/mqtt_framework"}),
+        ({"ENABLE_MYSQL": "false", "DB_HOST": "d"}, {"database_url": None}),
+        ({"ENABLE_MYSQL": "false", "DB_CONNECTION": "postgres"}, {
+            "database_url": "postgresql+asyncpg://root:@localhost:5432/mqtt_framework"}),
         ({"DATABASE_URL": "postgres://u:p@d/n"}, {"database_url": "postgresql+asyncpg://u:p@d/n"}),
+        ({"DATABASE_URL": "mysql://u:p@d/n", "DB_HOST": "x"}, {"database_url": "mysql+aiomysql://u:p@d/n"}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("source", ["environment", "file"])

@@ -243,6 +243,13 @@ def test_a_key_is_required() -> None:
             Inbox(key=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), "1d", True])
+def test_a_ttl_is_a_time(ttl: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Inbox(key="id", ttl=ttl)
+    assert str(caught.value) == f"Inbox(ttl={ttl!r}): ttl must be a number of seconds above 0"
+
+
 def test_the_option_is_an_inbox() -> None:
     with pytest.raises(ConfigurationError, match=r"inbox must be an Inbox\(key=...\) or None, got 'id'"):
         App("a").topic("a", inbox="id")(print)  # type: ignore[arg-type]
