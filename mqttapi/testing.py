@@ -191,7 +191,8 @@ class TestClient:
     def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
         """The app publishes: see `Outgoing`."""
         self.published.append(publish)
-        future: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
+        # The loop is that of the app: a plain `def` publishes from its thread.
+        future: asyncio.Future[PublishResult] = asyncio.Future(loop=self._running().stopping.get_loop())
         future.set_result(PublishResult(publish.topic, publish.qos))
         return future
 

@@ -45,6 +45,18 @@ async def test_what_a_handler_publishes_is_recorded_in_order() -> None:
     assert [(p.topic, p.payload) for p in client.published] == [("a/7", b'{"temperature":9.0}'), ("b", b"text")]
 
 
+async def test_a_plain_def_may_publish_from_its_thread() -> None:
+    app = App()
+
+    @app.topic("t")
+    def handler(publisher: Publisher, payload: str) -> None:
+        publisher.publish_nowait("out", payload)
+
+    async with TestClient(app) as client:
+        assert (await client.publish("t", "x")).outcome == "done"
+    assert [(sent.topic, sent.payload) for sent in client.published] == [("out", b"x")]
+
+
 async def test_each_kind_of_outcome_has_its_reason() -> None:
     app = App()
 

@@ -11,10 +11,12 @@ Everything else is MQTTAPI's, and its own handlers, options and middleware may s
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
@@ -34,7 +36,6 @@ from mqttapi.routing import Router as _Router
 from mqttapi.routing.controllers import as_handler
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Mapping
     from typing import Unpack
 
@@ -110,7 +111,7 @@ class Client:
     def publish(
         self, topic: str, payload: Any = None, qos: int = 0, retain: bool = False
     ) -> asyncio.Future[PublishResult]:
-        """Publish, and do not wait; a refusal is logged. The future may be awaited.
+        """Publish, and do not wait; a refusal is logged. The future may be awaited, by the app's own loop.
 
         Args:
             topic: A topic name.
@@ -123,7 +124,13 @@ class Client:
             PublishQueueFull: Too many messages wait already.
         """
         future = self._app.publish_nowait(topic, payload, qos=qos, retain=retain)
-        future.add_done_callback(lambda done: _log_refused(topic, done))
+        noted = partial(_log_refused, topic)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # in a thread: paho may be called from any
+            future.get_loop().call_soon_threadsafe(future.add_done_callback, noted)
+        else:
+            future.add_done_callback(noted)
         return future
 
 

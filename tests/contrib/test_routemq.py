@@ -143,6 +143,18 @@ async def test_publish_does_not_wait_and_has_qos_0() -> None:
     ]  # fmt: skip
 
 
+async def test_any_thread_may_publish() -> None:
+    router = Router()
+
+    async def handler(payload, client):
+        await asyncio.to_thread(client.publish, "out", payload)
+
+    router.on("in", handler)
+    async with TestClient(app_of(router)) as client:
+        await client.publish("in", "1")
+    assert [each.payload for each in client.published] == [b"1"]
+
+
 async def test_a_publish_that_is_refused_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
