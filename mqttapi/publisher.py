@@ -17,7 +17,7 @@ from mqttapi.payloads import encode_payload
 from mqttapi.topics import TopicTemplate, validate_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from typing import Unpack
 
 __all__ = ["NO_REPLY", "Outgoing", "Publish", "PublishOptions", "PublishResult", "Publisher", "encode_payload"]
@@ -148,10 +148,12 @@ class Outgoing(Protocol):
 class Publisher:
     """Sends messages; a handler gets it by naming the type."""
 
-    __slots__ = ("outgoing", "system_topics")
+    __slots__ = ("mark", "outgoing", "system_topics")
 
     def __init__(self, outgoing: Outgoing | None = None, *, system_topics: bool = False) -> None:
         self.outgoing = outgoing
+        self.mark: Callable[[Publish], Publish] | None = None
+        """Makes the message that goes out, where the app has to know its own again."""
         self.system_topics = system_topics
         """Whether topics may begin with `$` ($SYS, $CONTROL …): brokers keep them for themselves."""
 
@@ -223,6 +225,8 @@ class Publisher:
                 f"publish to {printable(publish.topic)!r}: the app is not running. "
                 "Publish from a handler or the lifespan, or inside `async with app.running():`"
             )
+        if self.mark is not None and self.outgoing.has_properties:
+            publish = self.mark(publish)
         return self.outgoing.submit(publish, reserved=reserved)
 
 

@@ -39,6 +39,7 @@ from mqttapi.resources.inbox import through_outbox
 from mqttapi.runtime.attempts import Attempts
 from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.dispatcher import Dispatcher
+from mqttapi.runtime.echo import Echo
 from mqttapi.runtime.lanes import Runner, Workers
 from mqttapi.runtime.links import subscriptions
 from mqttapi.runtime.overflow import Queue
@@ -138,6 +139,7 @@ class Service:
         self.opened: dict[type, Any] = {}
         """What is open, by type."""
         self.backends = Backends(self.settings, redis_optional=app.redis == "optional", name=f"mqttapi[{app.name}]")
+        self.echo = self._echo()
         self._pauses = pauses
         self._served = served
         self._on_change = on_change
@@ -154,6 +156,8 @@ class Service:
             raise ConfigurationError(f"the app {app.name!r} is running already: one App object runs once at a time")
         app._service = self
         app.publisher.outgoing = outgoing
+        if self.echo is not None and outgoing is self.publishing:
+            app.publisher.mark = self.echo.marked
         try:
             async with contextlib.AsyncExitStack() as stack:
                 signatures = [self._signature(route) for route in app.routes]
@@ -199,7 +203,7 @@ class Service:
                         stack.callback(runner.queue.summarise)
                 yield
         finally:
-            app.publisher.outgoing = None
+            app.publisher.outgoing = app.publisher.mark = None
             app._service = None
 
     def idle(self, outgoing: Outgoing) -> contextlib.AbstractAsyncContextManager[None]:
@@ -236,8 +240,18 @@ class Service:
             runner = Runner(route, compose(around, attempts.layer()), index, queue=queue)
         else:
             runner = Runner(route, one, index, attempts.again, queue)
+        if self.echo is not None and route.options.no_local:
+            runner.endpoint = self.echo.around(runner.endpoint)
         runner.timeout = limit
         return runner
+
+    def _echo(self) -> Echo | None:
+        """Where a route does not want what the app has published: what knows it again."""
+        templates = [route.template for route in self.app.routes if route.options.no_local]
+        if not templates:
+            return None
+        instance, stem = self.settings.instance or default_instance(), self.settings.client_id
+        return Echo(client_id(self.app.name, instance, 0, stem=stem), templates)
 
     def _spool(self) -> Spool:
         directory = state_dir(self.app.name, self.settings.state_dir)
@@ -525,6 +539,8 @@ class Service:
         settings = self.settings
         texts = unknown_variables(also_known=settings.also_known) + broker_warnings(options.broker, settings)
         texts += client_id_warnings(options.client_id, options.protocol)
+        if self.echo is not None and options.protocol == "3.1.1":
+            texts.append("no_local means nothing on MQTT 3.1.1: its routes receive what the app publishes itself")
         texts += self.app.table.unused_constraints()
         if settings.instance is None and settings.client_id is None and options.session_expiry and not self.rescues:
             texts += instance_warnings(default_instance())

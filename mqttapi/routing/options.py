@@ -37,8 +37,8 @@ class RouteOptions:
     Attributes:
         description: For people; the handler's docstring when not given.
         tags: For people, and for tools that read `mqttapi routes --json`.
-        no_local: Do not receive what this app published itself [MQTT5 §3.8.3.1]. Not with `shared` [MQTT-3.8.3-4].
-            Default False.
+        no_local: Do not receive what this app published itself, on this instance [MQTT5 §3.8.3.1]. It is known by a
+            user property, `mqttapi-from`. Not with `shared` [MQTT-3.8.3-4]. Default False. MQTT 5.
         retain_as_published: Keep the retain flag as the sender set it [MQTT5 §3.8.3.1]. Default False.
         without_middleware: What is not to run, of the middleware of app, routers and groups: names of aliases and of
             their groups, classes, or the middleware itself.
