@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from mqttapi.context import Context
     from mqttapi.injection import Endpoint
-    from mqttapi.routing import Route
 
 __all__ = ["RateLimit"]
 
@@ -136,7 +135,7 @@ class RateLimit(Middleware):
         self.excess = excess
         self.by = by
         self.patience = max_wait if excess == "wait" else 0.0
-        self.name = name
+        self._name = name
         _check(self, max_wait, burst)
         check_store("RateLimit", store)
         self._reason = f"more than {limit} messages in {self.period:g} s"
@@ -147,19 +146,6 @@ class RateLimit(Middleware):
         self._limiters = PerRun(self._limiter)
         self.needs = needs_of(store)
 
-    def check_route(self, route: Route) -> None:
-        """Called when the app starts, for each route that it is around.
-
-        Raises:
-            ConfigurationError: When a message would have waited longer than its route lets it run.
-        """
-        if route.timeout is not None and self.patience >= route.timeout:
-            raise ConfigurationError(
-                f"RateLimit around {route.name!r} ({route.source}): with excess='wait' a message may wait for "
-                f"{self.patience:g} s, and times out after {route.timeout:g} s. Give a max_wait= below that, or the route a "
-                "longer timeout"
-            )
-
     def _limiter(self, context: Context) -> _Limiter:
         redis = redis_of(self, self._store, context)
         return _InMemory(self, self._clock) if redis is None else _InRedis(self, redis)
@@ -169,7 +155,7 @@ class RateLimit(Middleware):
         # What came through once need not do so again for its second attempt; but whoever waits spares something that
         # each attempt uses.
         if context.attempt == 1 or self.excess == "wait":
-            key = scope(f"rate:{self.strategy}", context, self.name)
+            key = scope(f"rate:{self.strategy}", context, self._name)
             if self._find is not None:
                 key += fingerprint(self._find(context))
             wait = await self._limiters.of(context).book(key)
@@ -266,7 +252,11 @@ def _check(rate: RateLimit, max_wait: object, burst: object) -> None:
     require(owner, "limit", rate.limit, lambda n: type(n) is int and 1 <= n <= most, f"a whole number, 1 to {most:,}")
     require(owner, "the period", rate.period, lambda seconds: is_number(seconds, 1e-3), "at least 0.001 s")
     require(
-        owner, "name", rate.name, lambda name: name is None or (isinstance(name, str) and name != ""), "a text, or None"
+        owner,
+        "name",
+        rate._name,
+        lambda name: name is None or (isinstance(name, str) and name != ""),
+        "a text, or None",
     )
     require(
         owner, "max_wait", max_wait, lambda seconds: is_number(seconds, 1e-3, LONGEST_WAIT), "above 0 s and at most 5 s"
