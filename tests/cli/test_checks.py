@@ -548,6 +548,12 @@ def test_what_may_come_back_is_a_warning_unless_it_always_does(template: str, to
     assert levels(app_of(template, publish_to=to), "publish-loop") == [expected]
 
 
+def test_no_local_ends_a_loop() -> None:
+    app = app_of("a/<id>", publish_to="a/out", options=RouteOptions(no_local=True))
+    assert levels(app, "publish-loop") == []
+    assert levels(app, "publish-loop", protocol="3.1.1") == ["error"]
+
+
 def test_a_chain_that_ends_is_no_loop() -> None:
     app = app_of("b/<id>", app=app_of("a/<id>", publish_to="b/<id>"), publish_to="c/<id>")
     assert levels(app, "publish-loop") == []

@@ -64,6 +64,8 @@ def _way_back(subject: Subject, start: Route) -> list[Route]:
     for way in ways:
         to = way[-1].publish_to
         for other in subject.reached_by(to) if to is not None else ():
+            if other.options.no_local and subject.settings.protocol == "5":
+                continue  # takes no notice of what the app has published
             if other is start:
                 return way
             if other not in seen:
