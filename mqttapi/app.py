@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mqttapi.config import Session
 from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import as_hook
-from mqttapi.injection.functions import called, kind_of
+from mqttapi.injection.functions import called, kind_of, takes
 from mqttapi.publisher import Publisher
 from mqttapi.resources import Resource
 from mqttapi.routing import Router, RouterRegistry
@@ -136,6 +137,7 @@ class App:
             raise ConfigurationError(f"App({name!r}): redis must be 'required' or 'optional', got {redis!r}")
         if session is not None and not isinstance(session, Session):
             raise ConfigurationError(f"App({name!r}): session must be a Session(...) or None, got {session!r}")
+        _check_lifespan(f"App({name!r})", lifespan)
         asked: Any = credentials
         if asked is not None and not (callable(asked) and kind_of(asked).is_async):
             raise ConfigurationError(
@@ -485,6 +487,19 @@ class App:
         from mqttapi.serving import run
 
         run(self, broker)
+
+
+def _check_lifespan(label: str, lifespan: Any) -> None:
+    if lifespan is None:
+        return
+    if not callable(lifespan):
+        raise ConfigurationError(f"{label}: lifespan must be a function with @asynccontextmanager, got {lifespan!r}")
+    if inspect.isasyncgenfunction(lifespan):
+        raise ConfigurationError(
+            f"{label}: lifespan: {called(lifespan)} lacks @contextlib.asynccontextmanager above it"
+        )
+    if not takes(lifespan, 1):
+        raise ConfigurationError(f"{label}: lifespan: {called(lifespan)} must take one argument, the app")
 
 
 def _one_of(app: str | None, option: str, value: object, choices: tuple[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import pytest
@@ -245,6 +246,80 @@ def test_a_resource_says_what_it_provides() -> None:
 
         @App().resource
         async def http() -> Any: ...
+
+
+class Meter: ...
+
+
+async def resource_of(function: Any) -> object:
+    app = App()
+    app.resource(function)
+
+    @app.topic("t")
+    async def handler(meter: Meter, context: Context) -> None:
+        context.app.state.meter = meter
+
+    async with TestClient(app) as client:
+        await client.publish("t")
+    return app.state.meter
+
+
+async def test_a_resource_may_be_a_context_manager_already() -> None:
+    @asynccontextmanager
+    async def meter() -> AsyncIterator[Meter]:
+        yield Meter()
+
+    assert isinstance(await resource_of(meter), Meter)
+
+
+async def test_a_resource_that_gives_none_is_refused() -> None:
+    async def meter() -> AsyncIterator[Meter]:
+        yield  # type: ignore[misc]  # what is forgotten
+
+    with pytest.raises(ConfigurationError) as caught:
+        await resource_of(meter)
+    assert str(caught.value).endswith("meter() gave None in place of a Meter: yield or return it")
+
+
+async def test_what_a_resource_raises_says_whose_it_is() -> None:
+    def meter() -> Meter:
+        raise OSError("no route to host")
+
+    with pytest.raises(OSError, match="no route to host") as caught:
+        await resource_of(meter)
+    assert caught.value.__notes__ == ["raised by resource meter() when it was opened"]
+
+
+@pytest.mark.parametrize("hint", [AsyncIterator, None])
+def test_what_a_resource_provides_is_no_iterator_and_not_nothing(hint: Any) -> None:
+    async def meter() -> Any: ...
+
+    meter.__annotations__ = {} if hint is None else {"return": hint}
+    with pytest.raises(ConfigurationError, match=r"must say what it provides, by a class: '-> AsyncIterator\["):
+        App().resource(meter)
+
+
+async def not_decorated(app: App) -> AsyncIterator[None]:
+    yield
+
+
+@asynccontextmanager
+async def without_the_app() -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("lifespan", "text"),
+    [
+        (5, "lifespan must be a function with @asynccontextmanager, got 5"),
+        (not_decorated, "lifespan: not_decorated() lacks @contextlib.asynccontextmanager above it"),
+        (without_the_app, "lifespan: without_the_app() must take one argument, the app"),
+    ],
+)
+def test_a_lifespan_that_could_not_begin_is_refused(lifespan: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        App("x", lifespan=lifespan)
+    assert str(caught.value) == f"App('x'): {text}"
 
 
 async def test_nothing_can_be_registered_while_the_app_runs() -> None:

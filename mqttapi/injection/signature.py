@@ -199,7 +199,11 @@ class Analysis:
         near = get_close_matches(parameter.name, (*names, *_BY_NAME) if hint.whole is MISSING else names, n=1)
         types = sorted({"Context", "Message", *(kind.__name__ for kind in self._resources)})
         guess = f"Did you mean {near[0]!r}? " if near else ""
-        if not (hint.whole is MISSING or hint.is_scalar):
+        name = getattr(hint.only, "__name__", None)
+        like = next((kind for kind in self._resources if kind.__name__ == name), None)
+        if like is not None:
+            guess += f"{_full_name(hint.only)} is another one than {_full_name(like)}. "
+        elif not (hint.whole is MISSING or hint.is_scalar):
             guess += f"{show(hint.whole)} is no resource of the app, and no payload that pydantic could validate. "
         return (
             f"{owner}: {parameter.name!r} is neither in {self._template.text!r} ({', '.join(names) or 'no parameters'}) "
@@ -207,6 +211,10 @@ class Analysis:
             "a model, dataclass, TypedDict, dict, list or bytes under any name, a scalar when called 'payload' or marked "
             "Payload()."
         )
+
+
+def _full_name(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _marker(where: str, parameter: Parameter, hint: Hint) -> Marker | None:

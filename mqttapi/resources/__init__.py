@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError
-from mqttapi.injection.functions import called, parameters_of, returned_by
+from mqttapi.injection.functions import called, kind_of, parameters_of, returned_by
 from mqttapi.injection.hints import MISSING, show
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Mapping
 
 __all__ = ["Resource"]
@@ -41,10 +40,10 @@ class Resource:
         provided = returned_by(function, label)
         if typing.get_origin(provided) in _YIELDS:
             provided = typing.get_args(provided)[0]
-        if not _is_class(provided):
+        if not _is_class(provided) or provided in _YIELDS:
+            hint = "it has no return hint" if provided is MISSING else f"its return hint is {show(provided)}"
             raise ConfigurationError(
-                f"{label} must say what it provides, by a class: '-> AsyncIterator[httpx.AsyncClient]', say; "
-                f"its return hint is {show(provided)}"
+                f"{label} must say what it provides, by a class: '-> AsyncIterator[httpx.AsyncClient]', say; {hint}"
             )
         for name, hint in hints.items():
             if not _is_class(hint):
@@ -67,10 +66,21 @@ class Resource:
                 f"which no earlier resource provides"
             )
         arguments = {name: opened[hint] for name, hint in self.parameters.items()}
-        if inspect.isasyncgenfunction(self.function):
-            return await stack.enter_async_context(contextlib.asynccontextmanager(self.function)(**arguments))
-        if inspect.isgeneratorfunction(self.function):
-            return stack.enter_context(contextlib.contextmanager(self.function)(**arguments))
+        try:
+            value = await self._opened(stack, arguments)
+        except Exception as error:
+            error.add_note(f"raised by {self.label} when it was opened")
+            raise
+        if value is None:
+            raise ConfigurationError(f"{self.label} gave None in place of a {self.kind.__name__}: yield or return it")
+        return value
+
+    async def _opened(self, stack: contextlib.AsyncExitStack, arguments: Mapping[str, object]) -> object:
+        kind = kind_of(self.function)
+        if kind.is_context and kind.is_async:
+            return await stack.enter_async_context(kind.function(**arguments))
+        if kind.is_context:
+            return stack.enter_context(kind.function(**arguments))
         value = self.function(**arguments)
         return await value if isinstance(value, Awaitable) else value
 

@@ -52,8 +52,9 @@ def open_redis(settings: Settings) -> Redis:
             # A connection of the pool may have died unseen: one more try, on a new one.
             retry=Retry(ConstantBackoff(0.05), 1, (RedisConnectionError,)),
         )
-    except ValueError as error:
-        problem = str(error)
+        pool.make_connection()  # type: ignore[no-untyped-call]  # not connected: what is wrong with its options shows
+    except (ValueError, TypeError) as error:
+        problem = str(error).rpartition("__init__() ")[2]
     else:
         return _Redis(pool, settings.redis_timeout)
     raise ConfigurationError(f"REDIS_URL: {problem}")  # outside of `except`: the cause may hold the password

@@ -109,6 +109,25 @@ async def test_a_wrong_redis_url_is_told_without_its_password() -> None:
     assert raised.value.__cause__ is None
 
 
+async def test_an_option_that_redis_has_not_is_told_at_start() -> None:
+    app = storing("redis://127.0.0.1:1/0?max_conections=5")
+    with pytest.raises(ConfigurationError, match=r"REDIS_URL: got an unexpected keyword argument 'max_conections'"):
+        async with TestClient(app):
+            pytest.fail("started")
+
+
+def test_a_blocking_redis_is_told_from_the_one_that_is_injected() -> None:
+    import redis
+
+    app = App()
+    with pytest.raises(
+        ConfigurationError, match=r"redis\.client\.Redis is another one than redis\.asyncio\.client\.Redis"
+    ):
+
+        @app.topic("t")
+        async def handler(redis: redis.Redis) -> None: ...
+
+
 async def test_a_hint_that_allows_none_gets_none_without_redis_url() -> None:
     given: list[Redis | None] = []
     app = App("redis", settings=settings(None))
