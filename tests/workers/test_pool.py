@@ -199,7 +199,7 @@ def test_a_supervisor_started_at_once_after_a_kill_waits_for_the_former_workers(
     publish(mosquitto, "shared/1", *"abc")
     eventually_sync(lambda: len(said(first, "begin")) == 3, what=lambda: first.output)
     first.process.kill()
-    first.wait_for("the supervisor is gone", times=3)
+    eventually_sync(lambda: first.output.count("the supervisor is gone") == 3, what=lambda: first.output)
     second = start(mqttapi, mosquitto)
     assert second.stop() == 0
     assert said(first, "end") == Counter("abc")
