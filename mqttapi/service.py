@@ -15,16 +15,12 @@ from mqttapi.config import (
     ClientLock,
     Session,
     Settings,
-    broker_warnings,
     client_id,
-    client_id_warnings,
     default_instance,
-    instance_warnings,
     resolve_broker,
     runtime_dir,
     state_dir,
     tls_context,
-    unknown_variables,
 )
 from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import Hooks
@@ -33,6 +29,7 @@ from mqttapi.injection.methods import Method
 from mqttapi.message import printable
 from mqttapi.middleware import compose
 from mqttapi.opening import Opening
+from mqttapi.remarks import remark
 from mqttapi.resources.access import OPENED
 from mqttapi.resources.backends import Backends
 from mqttapi.resources.inbox import through_outbox
@@ -47,7 +44,7 @@ from mqttapi.runtime.policy import Policy, noting_return
 from mqttapi.runtime.spool import Spool
 from mqttapi.runtime.stats import Stats, route_stats
 from mqttapi.runtime.watchdog import Watchdog
-from mqttapi.workers.plan import Plan, Worker, wanted
+from mqttapi.workers.plan import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
@@ -354,7 +351,8 @@ class Service:
 
         settings = self.settings
         options = self._options(resolve_broker(None, broker, settings, self.app.broker, called=source))
-        self._warn(options)
+        if not self.worker.slot:  # of a pool the first process says it
+            remark(self, options)
         fallback = "protocol" not in settings.model_fields_set
         self.publishing = publishing = PublishingConnection(
             options,
@@ -531,38 +529,3 @@ class Service:
         if self.rescues is not None:
             return Session(expiry=self.settings.session_expiry or Session().expiry)
         return session_of(self.app, self.settings)
-
-    def _warn(self, options: ConnectionOptions) -> None:
-        """What is allowed, but seldom meant; of a pool the first process says it."""
-        if self.worker.slot:
-            return
-        settings = self.settings
-        texts = unknown_variables(also_known=settings.also_known) + broker_warnings(options.broker, settings)
-        texts += client_id_warnings(options.client_id, options.protocol)
-        if self.echo is not None and options.protocol == "3.1.1":
-            texts.append("no_local means nothing on MQTT 3.1.1: its routes receive what the app publishes itself")
-        texts += self.app.table.unused_constraints()
-        if settings.instance is None and settings.client_id is None and options.session_expiry and not self.rescues:
-            texts += instance_warnings(default_instance())
-        for text in texts:
-            log.warning("%s", text)
-        plan = Plan(wanted(self.app.routes, self.group, default=settings.worker_count))
-        if self.worker.size is None:
-            if plan.asked > 1 and not self.rescues:
-                log.info("routes ask for %d workers: `mqttapi run` starts them; this process serves all", plan.asked)
-        elif self.worker.size > 1:
-            self._tell_of_order(plan)
-
-    def _tell_of_order(self, plan: Plan) -> None:
-        """Of two messages for one key each may go to another process."""
-        several = [
-            route.name
-            for route in self.app.routes
-            if route.ordered_by is not None and any(len(plan.slots(filter)) > 1 for filter in route.filters(self.group))
-        ]
-        if several:
-            log.info(
-                "%s: handled by several workers, so in order within each, and not over all of them. Where a device's "
-                "order matters, leave workers out; ordered_by=None says that it does not",
-                ", ".join(several),
-            )

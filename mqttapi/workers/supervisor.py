@@ -1,13 +1,7 @@
 """The supervisor: starts the workers of a pool, watches them, replaces them, and ends when they have ended.
 
 It has no connection to the broker and imports nothing of the user's. What it knows of the app, the first worker has
-told it; what it wants from a worker, it says over that one's socket. Signals are for the supervisor alone:
-
-    SIGTERM, SIGINT     drain all workers at the same time, within their `grace`; a second one stops them at once
-    SIGQUIT             the same, but however often it comes
-    SIGHUP              replace one worker after the other by a new process with the code as it is now
-    SIGTTIN, SIGTTOU    one worker more, one worker less
-    SIGUSR1             log the state of every worker
+told it; what it wants from a worker, it says over that one's socket. Signals are for the supervisor alone (`signals`).
 
 A slot's process is `starting` (it imports), then waits to be told to serve: so a successor can be made ready while its
 predecessor still works. It takes over the client id, and with it the broker's session, when that one has ended.
@@ -19,22 +13,20 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi._version import __version__
 from mqttapi.config import client_id
 from mqttapi.errors import ConfigurationError
-from mqttapi.workers.description import describe
 from mqttapi.workers.plan import MOST_WORKERS, Plan, Wanted
 from mqttapi.workers.process import Launch, Process
 from mqttapi.workers.relay import Relay
+from mqttapi.workers.signals import obeying_signals
 from mqttapi.workers.slot import CRASH_LOOP, Slot, how_it_ended
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 __all__ = ["Supervisor"]
 
@@ -86,7 +78,8 @@ class Supervisor:
         self._outputs = (os.dup(1), os.dup(2))
         self._code = 0
         self._served = False  # whether any worker has ever been ready
-        self._cut_short = False
+        self.cut_short = False
+        """Whether the workers were told to stop at once."""
         self._over = asyncio.Event()
         self._turn: asyncio.Future[None] | None = None
         self._changing = asyncio.Lock()  # held while the pool is scaled or reloaded
@@ -96,7 +89,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Keep the pool until it is told to stop, or cannot go on; gives the exit code."""
-        with self._signals():
+        with obeying_signals(self):
             watching = asyncio.create_task(self._watch(), name="mqttapi[supervisor].watch")
             try:
                 self._open(0)
@@ -266,7 +259,7 @@ class Supervisor:
         """Tell a process to end, and see to it that it does."""
         process.send(do, **rest)
         patience = _AT_ONCE if do == "cancel" else self._grace + rest.get("timeout", 0.0) + _BEYOND_GRACE
-        self._in_background(self._outlive(process, patience))
+        self.in_background(self._outlive(process, patience))
 
     async def _outlive(self, process: Process, patience: float) -> None:
         try:
@@ -280,7 +273,7 @@ class Supervisor:
 
     def cancel(self) -> None:
         """End all workers at once: what they have not done comes again."""
-        self._cut_short = True
+        self.cut_short = True
         self._code = self._code or FAILED
         for process in self._processes():
             self._retire(process, "cancel")
@@ -449,71 +442,11 @@ class Supervisor:
                         "worker %d (pid %d) has said nothing for %d s: it writes its stack to its log, and is replaced",
                         *(process.slot, process.pid, HEARTBEAT),
                     )
-                    self._in_background(process.kill_with_stack())
+                    self.in_background(process.kill_with_stack())
             self._changed()
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside all else; what has not been done at the end is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    # -- signals ----------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        actions: dict[signal.Signals, Callable[[], None]] = {
-            signal.SIGTERM: lambda: self._told_to_stop("SIGTERM"),
-            signal.SIGINT: lambda: self._told_to_stop("SIGINT"),
-            signal.SIGQUIT: self.stop,
-            signal.SIGHUP: self._hung_up,
-            signal.SIGTTIN: lambda: self._by_signal(lambda: self.scale(self.size + 1)),
-            signal.SIGTTOU: lambda: self._by_signal(lambda: self.scale(self.size - 1)),
-            signal.SIGUSR1: self._log_state,
-        }
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
-            del actions[signal.SIGHUP]
-        self._has_terminal = _has_terminal()
-        for number, action in actions.items():
-            loop.add_signal_handler(number, action)
-        try:
-            yield
-        finally:
-            for number in actions:
-                loop.remove_signal_handler(number)
-
-    def _told_to_stop(self, name: str) -> None:
-        if not self.stopping:
-            log.info("%s: finishing what was accepted; a second signal stops at once", name)
-            self.stop()
-        elif not self._cut_short:
-            log.warning("%s again: stopping at once", name)
-            self.cancel()
-
-    def _hung_up(self) -> None:
-        """A service is asked to reload; who lost the terminal is asked to end."""
-        if self._has_terminal and not _has_terminal():
-            self.stop()
-        else:
-            self._by_signal(self.reload)
-
-    def _by_signal(self, change: Callable[[], Coroutine[Any, Any, str]]) -> None:
-        async def go() -> None:
-            try:
-                log.info("%s", await change())
-            except ConfigurationError as error:
-                log.error("%s", error)
-
-        self._in_background(go())
-
-    def _log_state(self) -> None:
-        for line in describe(self.state()):
-            log.info("%s", line)
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open(Path("/dev/tty"), os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True

@@ -41,7 +41,7 @@ GRACE = float(Settings.model_fields["grace"].default)
 STATE = "/var/lib/mqttapi"
 UID = 10001
 
-yaml: Any = pytest.importorskip("yaml", reason="PyYAML, which scripts/check installs with mkdocs")
+yaml: Any = pytest.importorskip("yaml", reason="needs PyYAML")
 
 
 def instructions(name: str = "Containerfile") -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from mqttapi.injection.functions import called
 from mqttapi.injection.methods import Method
 from mqttapi.injection.sources import Attribute, Call, Dependency, Resource
 from mqttapi.resources.access import Access as WithPublish
+from mqttapi.runtime.fence import FENCE_PREFIX
 from mqttapi.topics import split_share
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Access", "access_of", "as_json", "as_mosquitto"]
 
-FENCE: Final = "mqttapi/fence/"
 _PUBLISHING: Final = frozenset({"Publisher", "App", "Outbox"})
 
 
@@ -48,7 +48,7 @@ def access_of(subject: Subject) -> Access:
         for option, destination in (("publish_to", route.publish_to), ("dead_letter", route.dead_letter)):
             for pattern in destination.patterns if destination else ():
                 publish.setdefault(pattern, []).append(f"{option} of {route.name}")
-    return Access(subject.app.name, subscribe, publish, f"{FENCE}+", list(dict.fromkeys(_unknown(subject))))
+    return Access(subject.app.name, subscribe, publish, f"{FENCE_PREFIX}+", list(dict.fromkeys(_unknown(subject))))
 
 
 def as_mosquitto(access: Access) -> str:
