@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.support import AppProcess, Row
+from tests.faults.support import AppProcess, Row, SupervisedApp
 from tests.support.mosquitto import Mosquitto
 
 if TYPE_CHECKING:
@@ -44,10 +44,20 @@ def forgetful_mosquitto() -> Iterator[Mosquitto]:
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., AppProcess]]:
     """Makes apps in processes of their own: `app = launch(broker.url, SOURCE); await app.start()`."""
+    yield from _launching(tmp_path, AppProcess)
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Callable[..., AppProcess]]:
+    """The same, each with a supervisor."""
+    yield from _launching(tmp_path, SupervisedApp)
+
+
+def _launching(directory: Path, kind: type[AppProcess]) -> Iterator[Callable[..., AppProcess]]:
     made: list[AppProcess] = []
 
     def make(broker: str, source: str, **options: str) -> AppProcess:
-        made.append(AppProcess(tmp_path, broker, inspect.cleandoc(source) + "\n", **options))
+        made.append(kind(directory, broker, inspect.cleandoc(source) + "\n", **options))
         return made[-1]
 
     yield make

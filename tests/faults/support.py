@@ -15,6 +15,7 @@ import pytest
 
 from mqttapi import App
 from mqttapi.config import Settings
+from tests.support.command_line import children
 from tests.support.mqtt import Client, client
 from tests.support.packets import PacketType, publish
 from tests.support.proxy import Direction, Proxy, ProxyConnection
@@ -23,7 +24,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["AppProcess", "Row", "app_called", "consumers", "counting", "publish_all", "texts"]
+__all__ = ["AppProcess", "Row", "SupervisedApp", "app_called", "consumers", "counting", "publish_all", "texts"]
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -91,6 +92,8 @@ class AppProcess:
     `notes()` gives, also after a SIGKILL; `await opened("gate")`, which ends once the test has called `open("gate")`.
     """
 
+    command: tuple[str, ...] = (sys.executable, "-c", _MAIN)
+
     def __init__(self, directory: Path, broker: str, source: str, *, instance: str = "0", **environment: str) -> None:
         self.directory = directory / f"app-{instance}"
         self.directory.mkdir()
@@ -129,7 +132,7 @@ class AppProcess:
         self._starts += 1
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN],
+                self.command,
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -237,6 +240,18 @@ class AppProcess:
 
     def _state(self, word: str) -> str:
         return f"{word!r} {dict(self.noted(word))}; notes: {self.notes()[-30:]}; its log:\n{self.log[-4000:]}"
+
+
+class SupervisedApp(AppProcess):
+    """The same under `mqttapi run`: the process is the supervisor, which starts a worker that dies again."""
+
+    command = (sys.executable, "-m", "mqttapi", "run", "module:app")
+
+    def dispose(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            for pid in children(self.process.pid):
+                os.kill(pid, signal.SIGKILL)
+        super().dispose()
 
 
 class Row:

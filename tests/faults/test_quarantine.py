@@ -100,12 +100,12 @@ KILLS = {
 
 @pytest.mark.parametrize("kill", KILLS)
 async def test_a_message_that_kills_its_process_ends_in_the_dead_letters_and_all_others_are_handled(
-    mosquitto: Mosquitto, launch: Launch, fault: Row, kill: str
+    mosquitto: Mosquitto, supervise: Launch, fault: Row, kill: str
 ) -> None:
     fault(f"row 8; a message kills its process, by {kill}", "4 deaths, then a dead letter; nothing else is charged")
     kind, waits, kills, how = KILLS[kill]
     drains = how.startswith("ended")
-    app = launch(
+    app = supervise(
         mosquitto.url,
         f"""
         @app.topic("s/<id>", name="r", dead_letter="dead/<id>", timeout={3 if drains else 60})
@@ -143,11 +143,11 @@ async def test_a_message_that_kills_its_process_ends_in_the_dead_letters_and_all
 
 
 async def test_two_that_kill_on_links_of_their_own_are_told_apart(
-    mosquitto: Mosquitto, launch: Launch, fault: Row
+    mosquitto: Mosquitto, supervise: Launch, fault: Row
 ) -> None:
     """More deaths before the worker is ready than make a crash loop, but each of them is known."""
     fault("row 8; two messages kill, one on an isolated route", "both in the dead letters, after 7 deaths")
-    app = launch(
+    app = supervise(
         mosquitto.url,
         """
         async def handle(payload: str):
@@ -182,11 +182,11 @@ async def test_two_that_kill_on_links_of_their_own_are_told_apart(
 
 
 async def test_a_retained_message_that_kills_does_so_no_more_once_it_is_condemned(
-    mosquitto: Mosquitto, launch: Launch, fault: Row
+    mosquitto: Mosquitto, supervise: Launch, fault: Row
 ) -> None:
     """It comes with every subscription, so it is new, and never flagged. New code gets another chance."""
     fault("row 8; a retained message kills", "4 deaths, none when it comes again; the new code after a reload gets it")
-    app = launch(
+    app = supervise(
         mosquitto.url,
         """
         @app.topic("s/<id>", name="r", dead_letter="dead/<id>")
@@ -215,9 +215,11 @@ async def test_a_retained_message_that_kills_does_so_no_more_once_it_is_condemne
     fault.saw("4 deaths; not run after a restart of the broker, handled after a reload")
 
 
-async def test_kills_from_outside_put_nothing_aside(forgetful_mosquitto: Mosquitto, launch: Launch, fault: Row) -> None:
+async def test_kills_from_outside_put_nothing_aside(
+    forgetful_mosquitto: Mosquitto, supervise: Launch, fault: Row
+) -> None:
     fault("row 1; SIGKILL of a worker at 5 random moments of a stream", "nothing lost, nothing in the dead letters")
-    app = launch(
+    app = supervise(
         forgetful_mosquitto.url,
         """
         @app.topic("s/<id>", dead_letter="dead/<id>")

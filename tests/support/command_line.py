@@ -12,9 +12,15 @@ from pathlib import Path
 
 from tests.support.waiting import eventually_sync
 
-__all__ = ["CommandLine", "Running"]
+__all__ = ["CommandLine", "Running", "children"]
 
 _ROOT = Path(__file__).parent.parent.parent
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of those that a process has started and that live."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
 
 
 class Running:
@@ -63,8 +69,7 @@ class Running:
 
     def children(self) -> list[int]:
         """The process ids of those that it has started and that live: its workers."""
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in found.stdout.split()]
+        return children(self.process.pid)
 
     def dispose(self) -> None:
         """The end, whatever the state."""

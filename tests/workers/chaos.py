@@ -65,8 +65,7 @@ INBOX = """
 from typing import Annotated
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from mqttapi import Message
-from mqttapi.resources import Inbox
+from mqttapi import Inbox, Message
 
 def key(message: Message) -> str:
     return message.payload.decode()
