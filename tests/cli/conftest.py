@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -47,7 +48,11 @@ def in_process(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "MQTT" not in name})
     known = set(sys.modules)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield InProcess(tmp_path, capsys)
+    root.handlers[:] = handlers
+    root.setLevel(level)
     for name in set(sys.modules) - known:
         if name.partition(".")[0] in {"main", "other", "helper", "app"}:
             del sys.modules[name]

@@ -465,7 +465,7 @@ async def test_who_waits_for_others_in_quarantine_is_no_reason_to_warn(
         for entry in bench.intakes[0].ledger._queues[0].values():
             entry.arrived -= 10
         bench.look()
-        assert caplog.messages == []
+        assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
         bench.let("1")
         await bench.settle()
         bench.give("4", "5", "6")
@@ -520,8 +520,7 @@ async def test_it_is_given_up_when_nothing_ends(note: int, caplog: pytest.LogCap
         assert bench.began == ["1", "2", "3"]
         assert read_note(note) == Note()  # and not over: the charges stay
         assert not bench.active()
-    (record,) = [each for each in caplog.records if each.name == "mqttapi.quarantine"]
-    assert record.levelno == logging.WARNING
+    (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert record.getMessage() == (
         "the quarantine is given up, and messages run side by side again: 1 messages run, and none has ended for 0.01 s"
     )

@@ -136,7 +136,7 @@ def test_no_two_messages_have_one_signature(first: tuple[str, bytes, str], secon
 
 
 def token(key: Any = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
-    given_ = {"sub": "7", "exp": time.time() + 3600, **claims}
+    given_ = {"sub": "7", "exp": time.time() + 86_400, **claims}
     return jwt.encode({name: claim for name, claim in given_.items() if claim is not None}, key, algorithm)
 
 
@@ -167,7 +167,7 @@ def _pem(private: ec.EllipticCurvePrivateKey) -> bytes:
     ("text", "reason"),
     [
         (token(exp=time.time() - 60), "has expired"),
-        (token(nbf=time.time() + 600), "is not valid yet"),
+        (token(nbf=time.time() + 86_400), "is not valid yet"),
         (token(exp=None), "lacks a claim: it needs an expiry, and all that is checked"),
         (token(sub=None), "lacks a claim: it needs an expiry, and all that is checked"),
         (token(sub="8"), "is that of another one than device_id says"),
