@@ -132,6 +132,7 @@ class Proxy:
             with suppress(asyncio.CancelledError):  # asyncio's streams want to know how their callback ended
                 await self._relay(reader, writer)
         finally:
+            writer.close()  # also where it was cancelled before there was a connection to the target
             self._handlers.discard(task)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
