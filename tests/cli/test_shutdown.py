@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import signal
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.mosquitto import Mosquitto
-from tests.support.mqtt import client
+from tests.support.mqtt import publish_each as publish
 from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
@@ -55,15 +54,6 @@ NOISE = re.compile("Traceback|never retrieved|was destroyed|was never awaited|Re
 def start(mqttapi: CommandLine, broker: Mosquitto, **environment: str) -> Running:
     mqttapi.write("main.py", APP)
     return mqttapi.start("run", "--broker", broker.url, **{"PYTHONWARNINGS": "always", **environment})
-
-
-def publish(broker: Mosquitto, topic: str, *payloads: str) -> None:
-    async def send() -> None:
-        async with client(broker.url) as publisher:
-            for payload in payloads:
-                await publisher.publish(topic, payload.encode(), qos=1)
-
-    asyncio.run(send())
 
 
 def said(app: Running, what: str) -> Counter[str]:

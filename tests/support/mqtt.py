@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
-__all__ = ["Client", "client"]
+    from tests.support.mosquitto import Mosquitto
+
+__all__ = ["Client", "client", "publish_each"]
 
 _ANSWERS = {
     PacketType.PUBREC: PacketType.PUBREL,
@@ -255,3 +257,14 @@ class Client:
         self._writer.close()
         with suppress(OSError):
             await self._writer.wait_closed()
+
+
+def publish_each(broker: Mosquitto, topic: str, *payloads: str) -> None:
+    """Publish with QoS 1, one after the other, from a test that is a plain function."""
+
+    async def send() -> None:
+        async with client(broker.url) as publisher:
+            for payload in payloads:
+                await publisher.publish(topic, payload.encode(), qos=1)
+
+    asyncio.run(send())

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import client
+from tests.support.mqtt import publish_each as publish
 from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
@@ -55,15 +56,6 @@ def start(mqttapi: CommandLine, broker: Mosquitto, *options: str, size: int = 3,
     else:
         pool.wait_for("subscribed")
     return pool
-
-
-def publish(broker: Mosquitto, topic: str, *payloads: str) -> None:
-    async def send() -> None:
-        async with client(broker.url) as publisher:
-            for payload in payloads:
-                await publisher.publish(topic, payload.encode(), qos=1)
-
-    asyncio.run(send())
 
 
 def said(pool: Running, word: str) -> Counter[str]:
