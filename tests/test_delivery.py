@@ -116,7 +116,7 @@ async def test_a_drop_in_the_middle_of_qos_2_costs_no_second_run(
     async with app.running(broker=between.url):
         between.drop(TO_CLIENT, PacketType.PUBREL, times=1)
         await send(mosquitto, "s/1", "a", qos=2)
-        await between.wait_for(TO_BROKER, PacketType.PUBREC)
+        await between.wait_for(TO_CLIENT, PacketType.PUBREL)  # which the proxy keeps
         between.reset()
         await between.wait_for(TO_BROKER, PacketType.PUBCOMP)
         await send(mosquitto, "s/1", "b", qos=2)
