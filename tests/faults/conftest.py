@@ -1,8 +1,9 @@
-"""The fault table: one line per test, written to `--fault-table PATH` as markdown."""
+"""The fault table: one line per test, one table per file, written to `--fault-table PATH` as markdown."""
 
 from __future__ import annotations
 
 import inspect
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Row:
     """The line of this test in the fault table."""
-    row = request.node.stash[_row] = Row(request.node.name)
+    about = inspect.getdoc(request.module) or request.module.__name__
+    row = request.node.stash[_row] = Row(request.node.name, part=about.splitlines()[0])
     request.config.stash.setdefault(_rows, []).append(row)
     return row
 
@@ -86,9 +88,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def table(rows: list[Row]) -> str:
     """The fault table as markdown."""
-    lines = ["| fault | expected | seen | lost | twice |", "|---|---|---|---|---|"]
-    for row in rows:
-        counts = ("–" if count is None else str(count) for count in (row.lost, row.twice))
-        cells = (row.fault, row.expected, row.seen or "as expected", *counts)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+    lines: list[str] = []
+    for part, its_rows in groupby(rows, key=lambda row: row.part):
+        lines += [f"### {part.rstrip('.')}", "", "| fault | expected | seen | lost | twice |", "|---|---|---|---|---|"]
+        for row in its_rows:
+            counts = ("–" if count is None else str(count) for count in (row.lost, row.twice))
+            cells = (row.fault, row.expected, row.seen or "as expected", *counts)
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines)

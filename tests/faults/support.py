@@ -257,8 +257,9 @@ class SupervisedApp(AppProcess):
 class Row:
     """A line of the fault table, written by the test it belongs to."""
 
-    def __init__(self, test: str) -> None:
-        self.test = test
+    def __init__(self, test: str, *, part: str) -> None:
+        self.part = part
+        """What the tests of its file are about."""
         self.fault = test
         self.expected = ""
         self.seen = ""

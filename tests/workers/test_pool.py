@@ -360,7 +360,7 @@ def test_with_keep_going_it_does_not_give_up(mqttapi: CommandLine, mosquitto: Mo
         "    file.write('x')\n"
         "    file.seek(0)\n"
         "    starts = len(file.read())\n"
-        "if starts < 7:\n"
+        "if starts < 6:\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "from mqttapi import App\n"
         "app = App('late')\n",
