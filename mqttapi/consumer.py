@@ -120,6 +120,14 @@ class Consumer:
         suffixes = self._record(replace(self._options, client_id=main)).siblings(f"({_SUFFIXES})?")
         return [main + suffix for suffix in suffixes if main + suffix != name]
 
+    def former_workers(self, size: int) -> list[str]:
+        """The client ids of workers beyond the `size` of the pool that have a record on this machine."""
+        if not self._options.session_expiry:
+            return []
+        stem = main_client_id(self._options.client_id).rstrip("0123456789")
+        slots = map(int, self._record(replace(self._options, client_id=stem)).siblings("[0-9]+"))
+        return [f"{stem}{slot}" for slot in sorted(slots) if slot >= size]
+
     def start(self) -> None:
         """Connect."""
         rescues = self._service.rescues is not None

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.config import Settings, default_instance
+from mqttapi.errors import HandlerStuck
 from mqttapi.service import Service, Stopped
 from mqttapi.serving import tune_garbage_collector
 from mqttapi.workers import channel
 from mqttapi.workers.plan import Plan, Wanted, Worker, wanted
+from mqttapi.workers.slot import HANDLER_ENDED_IT
 
 if TYPE_CHECKING:
     from mqttapi.app import App
@@ -56,9 +58,10 @@ async def work(
     slot: int,
     size: int,
     cap: int | None,
+    rescue: str,
     quarantine: Quarantine | None = None,
-) -> None:
-    """Serve as the worker in a slot, until a command says otherwise.
+) -> int:
+    """Serve as the worker in a slot, until a command says otherwise; gives the exit code.
 
     Args:
         app: What to serve.
@@ -67,6 +70,7 @@ async def work(
         slot: Of this process.
         size: Of the pool.
         cap: The most processes for any route.
+        rescue: The command that handles what waits in the session of another worker; it lacks the client id.
         quarantine: Where the process before this one has died.
 
     Raises:
@@ -88,6 +92,8 @@ async def work(
             case "leave" if service.was_ready:
                 if not leaving.done():
                     leaving.set_result(command)
+            case "resize":
+                service.worker = Worker(slot, command["size"])
             case "leave" | "drain" | channel.GONE:
                 service.stop()
             case "cancel":
@@ -104,15 +110,38 @@ async def work(
         async with service.connected(broker):
             tune_garbage_collector()
             reports.soon()
+            if not slot:
+                _tell_of_former(service, rescue)
             await asyncio.wait((service.stopping, service.failure, leaving), return_when=asyncio.FIRST_COMPLETED)
             if leaving.done():
                 await service.leave(leaving.result()["timeout"], rescue=leaving.result()["rescue"])
+        if service.failure.done():
+            raise service.failure.result()
     except Stopped:
-        return
+        return 0
+    except (SystemExit, KeyboardInterrupt, HandlerStuck) as error:
+        if not service.failure.done():
+            log.error("the app has ended the process before it was ready, by %r", error)
+            return 1
+        of = ", ".join(getattr(error, "__notes__", ()))
+        log.error(
+            "%s", error if isinstance(error, HandlerStuck) else f"{of}: the handler has ended the process, by {error!r}"
+        )
+        return HANDLER_ENDED_IT
     finally:
         reporting.cancel()
-    if service.failure.done():
-        raise service.failure.result()
+    return 0
+
+
+def _tell_of_former(service: Service, rescue: str) -> None:
+    """The broker goes on filling the sessions of workers that an earlier start had, and this one has not."""
+    assert service.consumer is not None and service.worker.size is not None  # noqa: S101, PT018  it is connected
+    for name in service.consumer.former_workers(service.worker.size):
+        log.warning(
+            "%s, a worker of an earlier start, has left a session: the broker gives it messages that nobody handles. "
+            "Have as many workers as before, or end it: %s %s",
+            *(name, rescue, name),
+        )
 
 
 def _must_not_fail(reporting: asyncio.Task[None]) -> None:

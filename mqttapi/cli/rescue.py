@@ -63,7 +63,20 @@ def rescue(
     settings = Settings()
     logs.configure(settings.log_level, settings.log_format)
     app = load(target, app_dir=app_dir, factory=factory)
+    _must_be_of(app, client_id, settings.client_id)
     leave(run_to_its_end(_rescue(app, target, client_id, broker, timeout)))
+
+
+def _must_be_of(app: App, client_id: str, stem: str | None) -> None:
+    """Messages of another app's session would match no route, and be gone."""
+    from mqttapi.config import client_id_prefix
+
+    prefix = client_id_prefix(app.name, stem=stem)
+    if not client_id.startswith(prefix):
+        raise ConfigurationError(
+            f"{client_id!r} is no client id of app {app.name!r}, whose ids begin with {prefix!r}: give the app whose "
+            "session it is, or set MQTT_CLIENT_ID to what it was for that process"
+        )
 
 
 async def _rescue(app: App, target: str | None, client_id: str, broker: str | None, timeout: float) -> int:
@@ -115,4 +128,7 @@ def _conclude(service: Service, target: str | None, client_id: str) -> int:
         )
         return FAILED
     print(f"{client_id}: the session has ended")
+    if stats.unmatched:
+        tell(f"what matched no route of this app was acknowledged, and is gone: {stats.unmatched}")
+        return FAILED
     return 0

@@ -7,13 +7,16 @@ All but the last argument is for those who list processes; the last one says whi
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import io
 import json
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -47,12 +50,13 @@ class _Life:
         self.serving = False
         """Whether messages may have been accepted."""
         self.grace = 30.0
+        self.logs_json = False
 
 
 def main(arguments: Sequence[str]) -> None:
     """Load the app, say so, serve when told to, and leave with the exit code that `mqttapi run` would have."""
     passed = json.loads(arguments[-1])
-    for descriptor in (passed["control"], passed["note"], *passed["outputs"]):
+    for descriptor in passed["passed"]:
         os.set_inheritable(descriptor, False)  # not to what the app starts
     faulthandler.register(signal.SIGUSR2, chain=False)
     life = _Life()
@@ -68,13 +72,26 @@ def main(arguments: Sequence[str]) -> None:
     try:
         code = _run(order, commands, life, passed["note"])
     except Exception as error:  # noqa: BLE001  the last line of defence
-        code = report(error, Verbosity(debug=order.get("debug", False)))
+        code = _report(error, Verbosity(debug=order.get("debug", False)), life)
     leave(code)
+
+
+def _report(error: Exception, verbosity: Verbosity, life: _Life) -> int:
+    """Say why it ends: to people as any command does, to programs as a record among the others."""
+    if not life.logs_json:
+        return report(error, verbosity)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = report(error, verbosity)
+    log.error("%s", said.getvalue().removeprefix("mqttapi: ").rstrip())
+    return code
 
 
 def _run(order: dict[str, Any], commands: Commands, life: _Life, note: int) -> int:
     if order["do"] != "load":
         return 0
+    settings = Settings()
+    logs.configure(settings.log_level, settings.log_format, slot=order["slot"])
+    life.logs_json = settings.log_format == "json"
     app = _load(order)
     about = introduction(app, order["cap"])
     life.grace = about["grace"]
@@ -92,6 +109,7 @@ def _run(order: dict[str, Any], commands: Commands, life: _Life, note: int) -> i
                 slot=order["slot"],
                 size=told["size"],
                 cap=order["cap"],
+                rescue=told["rescue"],
                 quarantine=quarantine_of(told["quarantine"], note),
             )
         )
@@ -100,8 +118,6 @@ def _run(order: dict[str, Any], commands: Commands, life: _Life, note: int) -> i
 
 
 def _load(order: dict[str, Any]) -> App:
-    settings = Settings()
-    logs.configure(settings.log_level, settings.log_format, slot=order["slot"])
     app = load(order["target"], app_dir=Path(order["app_dir"]), factory=order["factory"])
     if order["transient"]:
         app.session = Session.transient()
@@ -120,8 +136,12 @@ def _alone(life: _Life, outputs: Sequence[int]) -> None:
         os.dup2(output, target)
     if not life.serving:
         os._exit(FAILED)
-    log.warning("the supervisor is gone: finishing what was accepted")
-    time.sleep(life.grace + _BEYOND_GRACE)
+    threading.Thread(target=_end_after, args=(life.grace + _BEYOND_GRACE,), name="mqttapi-end", daemon=True).start()
+    log.warning("the supervisor is gone: finishing what was accepted")  # may wait for ever, where nobody reads
+
+
+def _end_after(seconds: float) -> None:
+    time.sleep(seconds)
     os._exit(FAILED)
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from mqttapi.config.broker import Broker, resolve_broker
 from mqttapi.config.lock import ClientIdInUse, ClientLock, runtime_dir
-from mqttapi.config.session import Session, client_id, client_id_warnings, default_instance, instance_warnings
+from mqttapi.config.session import (
+    Session,
+    client_id,
+    client_id_prefix,
+    client_id_warnings,
+    default_instance,
+    instance_warnings,
+)
 from mqttapi.config.state import state_dir
 from mqttapi.config.tls import broker_warnings, tls_context, tls_failure
 
@@ -25,6 +32,7 @@ __all__ = [
     "Settings",
     "broker_warnings",
     "client_id",
+    "client_id_prefix",
     "client_id_warnings",
     "default_instance",
     "defaults",

@@ -9,6 +9,7 @@ import stat
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -21,6 +22,8 @@ __all__ = ["ClientIdInUse", "ClientLock", "runtime_dir"]
 
 _POLL: Final = 0.05  # seconds between two looks at a lock whose holder is draining
 _RECORD: Final = 32  # bytes: the holder is one write of a fixed size, so a reader never sees half of it
+_held: Final[weakref.WeakSet[ClientLock]] = weakref.WeakSet()
+"""What a process that is forked must not keep: a lock lives as long as any process has the file open."""
 
 
 class ClientIdInUse(BrokerError):
@@ -118,6 +121,10 @@ class ClientLock:
         """Give the lock back; nothing happens where it is not held. The file stays: removing it would be a race."""
         if self._file is not None:
             self._write("")
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
             os.close(self._file)
             self._file = None
 
@@ -138,7 +145,10 @@ class ClientLock:
         try:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise ConfigurationError(f"cannot open the lock file {str(self.path)!r}: {error.strerror}") from None
+            raise ConfigurationError(
+                f"cannot open the lock file {str(self.path)!r}: {error.strerror}; set MQTTAPI_RUNTIME_DIR to a directory "
+                "of your own"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -150,6 +160,7 @@ class ClientLock:
                 f"cannot lock {str(self.path)!r}: {error.strerror}; set MQTTAPI_RUNTIME_DIR to a local file system"
             ) from None
         self._file = file
+        _held.add(self)
         self._write(self._holds)
         return True
 
@@ -175,3 +186,12 @@ class ClientLock:
             f"client id {self.client_id!r} is in use by {holder} on this machine{waited} ({self.path}): "
             "stop that one, or give this one its own MQTT_INSTANCE"
         )
+
+
+def _forked() -> None:
+    for lock in list(_held):
+        lock._close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)

@@ -15,7 +15,14 @@ from mqttapi.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Session", "client_id", "client_id_warnings", "default_instance", "instance_warnings"]
+__all__ = [
+    "Session",
+    "client_id",
+    "client_id_prefix",
+    "client_id_warnings",
+    "default_instance",
+    "instance_warnings",
+]
 
 NEVER: Final = 0xFFFF_FFFF
 """As an expiry: the session never ends [MQTT5 §3.1.2.11.2]."""
@@ -62,8 +69,17 @@ def client_id(app: str, instance: str, slot: int | str, *, stem: str | None = No
     if stem is not None:
         return f"{stem}-{slot}"
     plain = f"{app}-{instance}"
-    clean = re.sub(r"[^A-Za-z0-9_-]", "-", plain)
+    clean = _clean(plain)
     return f"{clean}-{slot}" if clean == plain else f"{clean}-{_short_hash(plain)}-{slot}"
+
+
+def client_id_prefix(app: str, *, stem: str | None = None) -> str:
+    """What all client ids of an app begin with, on whatever machine."""
+    return f"{_clean(app) if stem is None else stem}-"
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", text)
 
 
 def client_id_warnings(client_id: str, protocol: str) -> list[str]:

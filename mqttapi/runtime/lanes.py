@@ -395,6 +395,7 @@ class Workers:
             if isinstance(error, asyncio.CancelledError):
                 self._not_ours(error)
             elif isinstance(error, SystemExit | KeyboardInterrupt):
+                error.add_note(run.route.name)
                 self._fatal(error)
                 return None
             try:

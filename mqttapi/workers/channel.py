@@ -1,7 +1,7 @@
 """What the supervisor and a worker say to each other: a JSON object per line, over a socket that each has an end of.
 
-    supervisor → worker   load, serve, drain, cancel, leave         `do` names it
-    worker → supervisor   loaded, state, ended                      `tell` names it
+    supervisor → worker   load, serve, resize, drain, cancel, leave     `do` names it
+    worker → supervisor   loaded, state                                 `tell` names it
 
 The socket also tells each of them that the other one is no more.
 """

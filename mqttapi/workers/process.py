@@ -81,8 +81,8 @@ class Process:
         """Whether it has ever been connected and subscribed."""
         self.told = ""
         """The command that it has to end by: `drain`, `cancel` or `leave`; empty: none was given."""
-        self.failure: dict[str, Any] = {}
-        """What it told of its end, where it ended by itself."""
+        self.serves = False
+        """Whether it was told to serve."""
         self.on_change: Callable[[], None] = lambda: None
         self._child = child
         self._end = end
@@ -104,7 +104,7 @@ class Process:
         ours, theirs = socket.socketpair()
         pipes = [os.pipe() for _ in outputs]
         passed = (theirs.fileno(), note, *outputs, *(source for source, _ in pipes))
-        settings = json.dumps({"control": theirs.fileno(), "note": note, "outputs": outputs})
+        settings = json.dumps({"control": theirs.fileno(), "outputs": outputs, "note": note, "passed": passed})
         try:
             child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", _PROGRAM, launch.label, f"--slot={slot}", settings),
@@ -131,6 +131,7 @@ class Process:
         """Give a command."""
         if do in {"drain", "cancel", "leave"}:
             self.told = do
+        self.serves = self.serves or do == "serve"
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode({"do": do, **rest}))
 
@@ -139,10 +140,16 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             self._child.send_signal(number)
 
-    async def kill_with_stack(self) -> None:
-        """Let it write its stack to its stderr, as far as it can, and kill it."""
+    def write_stack(self) -> bool:
+        """Let it write its stack to its stderr; False where the system has no signal for that."""
         if hasattr(signal, "SIGUSR2"):
             self.kill(signal.SIGUSR2)
+            return True
+        return False
+
+    async def kill_with_stack(self) -> None:
+        """Let it write its stack to its stderr, as far as it can, and kill it."""
+        if self.write_stack():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._child.wait()), _TO_WRITE)
         self.kill()
@@ -176,7 +183,5 @@ class Process:
                         self.report = message
                         self.was_ready = self.was_ready or message["state"] == "ready"
                         self.on_change()
-                    case "ended":
-                        self.failure = message
         if self._writer is not None:
             self._writer.close()

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
     from mqttapi.workers.process import Process
 
-__all__ = ["CRASH_LOOP", "Slot", "how_it_ended"]
+__all__ = ["CRASH_LOOP", "HANDLER_ENDED_IT", "Slot", "how_it_ended"]
 
+HANDLER_ENDED_IT: Final = 4
+"""The exit code of a worker that could not go on because of what a handler did: it is the message's, not the app's."""
 CRASH_LOOP: Final = 5
 """Deaths in a row before the worker was ready, after which it makes no sense to go on."""
 _BRIEF: Final = 5.0
@@ -37,6 +39,8 @@ class Slot:
         """Whether the slot goes away with its process."""
         self.deaths = 0
         """In a row, before the worker was ready."""
+        self.on_trial = False
+        """Whether it came with a change of a pool that serves, and was not ready since: its failure is the change's."""
         self.quarantine = SlotQuarantine()
         """What its processes have died of."""
         self._brief = 0
@@ -56,6 +60,8 @@ class Slot:
                 each is put aside in the end.
         """
         self.restarts += 1
+        if process.was_ready:
+            self.on_trial = False
         if process.was_ready or charged:
             self.deaths = 0
             self._brief = self._brief + 1 if lived < _BRIEF else 0
@@ -74,6 +80,8 @@ class Slot:
 
 def how_it_ended(code: int) -> str:
     """An exit code in words."""
+    if code == HANDLER_ENDED_IT:
+        return "was ended by a handler"
     if code >= 0:
         return f"ended with exit code {code}"
     try:

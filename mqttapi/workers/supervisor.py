@@ -72,7 +72,7 @@ class Supervisor:
         self._on_loaded = on_loaded
         self._began = time.monotonic()
         self._plan = Plan(())
-        self._more = 0  # processes beyond those that the routes ask for
+        self._wished: int | None = None  # processes, where that is not what the routes ask for
         self._slots: dict[int, Slot] = {}
         self._relay = Relay()
         self._outputs = (os.dup(1), os.dup(2))
@@ -92,8 +92,9 @@ class Supervisor:
         with obeying_signals(self):
             watching = asyncio.create_task(self._watch(), name="mqttapi[supervisor].watch")
             try:
-                self._open(0)
-                await self._over.wait()
+                with self._relay.logging_to(self._outputs[1]):
+                    self._open(0)
+                    await self._over.wait()
             finally:
                 watching.cancel()
                 for task in self._tasks:
@@ -161,7 +162,8 @@ class Supervisor:
         if loaded is not None and not process.told:
             if not self.about:
                 self._learn(loaded)
-            process.send("serve", size=self.size, quarantine=slot.quarantine.order())
+            rescue = self._launch.rescue
+            process.send("serve", size=self.size, quarantine=slot.quarantine.order(), rescue=rescue)
         code = await process.ended(self._relay)
         slot.process = None
         self._note_end(slot, process, code)
@@ -202,13 +204,13 @@ class Supervisor:
 
     def _replan(self, about: dict[str, Any]) -> None:
         wanted = [Wanted(*each) for each in about["wanted"]]
-        asked = Plan(wanted).asked
-        size = max(1, min(asked + self._more, MOST_WORKERS))
-        self._plan = Plan(wanted, placement=about["placement"], size=size)
+        self._plan = Plan(wanted, placement=about["placement"], size=self._wished)
+        for process in self._processes():
+            if process.serves:
+                process.send("resize", size=self.size)
 
     def _note_end(self, slot: Slot, process: Process, code: int) -> None:
         """Decide what the end of a process means for its slot, and for the pool."""
-        self._served = self._served or process.was_ready
         charged = slot.quarantine.ended(died=code != 0)
         self._changed()
         if self.stopping or process.told:
@@ -218,11 +220,11 @@ class Supervisor:
             return
         slot.ended(process, time.monotonic() - process.began, charged=bool(charged))
         if code == TAKEN_OVER:
-            log.error("worker %d has lost its client id to another process: all workers end", slot.number)
+            log.error("worker %d does not have its client id, as another process has it: all workers end", slot.number)
             self._finish(TAKEN_OVER)
-        elif not self._served and code in {FAILED, WRONG}:
+        elif not self._served and code in {FAILED, WRONG} and not self._keep_going:
             self._finish(code)  # the worker has said why
-        elif slot.deaths >= CRASH_LOOP and not self._keep_going:
+        elif slot.deaths >= CRASH_LOOP and not (self._keep_going or slot.on_trial):
             log.error(
                 "worker %d has died %d times in a row before it was ready, the last time it %s: giving up. "
                 "--keep-going tries for ever",
@@ -300,27 +302,28 @@ class Supervisor:
                     continue
                 await self._replace(slot)
             await self._resize()
-        return f"reloaded: {self.size} workers run the new code"
+        return f"reloaded: {_workers(self.size)} {'runs' if self.size == 1 else 'run'} the new code"
 
     async def scale(self, size: int) -> str:
-        """Have so many processes, 1 to 512.
+        """Have so many processes, 1 to 512, whatever the routes ask for.
 
         Raises:
-            ConfigurationError: The number is out of bounds, or there is nothing that more processes could share.
+            ConfigurationError: The number is out of bounds, or there is nothing that more processes could share; or those
+                that were added do not become ready; or it is not the time for it.
         """
         if not 1 <= size <= MOST_WORKERS:
             raise ConfigurationError(f"a pool has 1 to {MOST_WORKERS} workers, got {size}")
-        if size > 1 and not self._plan.can_scale:
-            raise ConfigurationError(
-                f"no route of {self.about.get('app', 'the app')} is shared: {size} workers would have nothing to share. "
-                "Add shared=True to a route"
-            )
         async with self._change("scaling"):
             before = self._plan
-            self._more = size - before.asked
+            if size > 1 and not before.can_scale:
+                raise ConfigurationError(
+                    f"no route of {self.about['app']} is shared: {size} workers would have nothing to share. "
+                    "Add shared=True to a route"
+                )
+            self._wished = size
             self._replan(self.about)
             await self._resize(before)
-        return f"{self.size} workers"
+        return _workers(self.size)
 
     @contextlib.asynccontextmanager
     async def _change(self, phase: str) -> AsyncIterator[None]:
@@ -338,10 +341,10 @@ class Supervisor:
 
     async def _resize(self, before: Plan | None = None) -> None:
         """Open what is missing, replace those that are to serve something else, and let go what is too much."""
-        for number in range(self.size):
-            if number not in self._slots:
-                self._open(number)
-        await self._until(lambda: self.stopping or all(self._is_ready(number) for number in range(self.size)))
+        new = [number for number in range(self.size) if number not in self._slots]
+        for number in new:
+            self._open(number).on_trial = True
+        await self._until_ready(*new)
         if before is not None:
             for number in range(min(before.size, self.size)):
                 if number in self._slots and before.served(number) != self._plan.served(number):
@@ -360,6 +363,7 @@ class Supervisor:
             for process in slot.processes:
                 self._retire(process, "leave", timeout=self._grace, rescue=self._launch.rescue)
         await self._until(lambda: not any(slot.number in self._slots for slot in surplus))
+        self._must_serve()
 
     async def _replace(self, slot: Slot) -> None:
         """Let a new process take a slot over, once it has been loaded."""
@@ -368,8 +372,7 @@ class Supervisor:
         if loaded is None:
             code = await successor.ended(self._relay)
             slot.successor = None
-            if self.stopping:
-                return
+            self._must_serve()
             raise ConfigurationError(
                 f"the new process of worker {slot.number} {how_it_ended(code)} before it had loaded the app; its log "
                 "says why. The old one goes on"
@@ -377,10 +380,34 @@ class Supervisor:
         if slot.number == 0:
             self._learn(loaded)
         self._changed()
+        slot.on_trial, slot.deaths = True, 0
         if slot.process is not None and slot.process is not successor:
             self._retire(slot.process)
         await self._until(lambda: self.stopping or slot.successor is not successor)
-        await self._until(lambda: self.stopping or self._is_ready(slot.number))
+        await self._until_ready(slot.number)
+
+    async def _until_ready(self, *numbers: int) -> None:
+        """Wait for what a change has brought.
+
+        Raises:
+            ConfigurationError: One of them dies again and again, or the pool is told to stop.
+        """
+
+        def failing() -> list[Slot]:
+            return [slot for number in numbers if (slot := self._slots.get(number)) and slot.deaths >= CRASH_LOOP]
+
+        await self._until(lambda: self.stopping or bool(failing()) or all(map(self._is_ready, numbers)))
+        self._must_serve()
+        for slot in failing():
+            raise ConfigurationError(
+                f"worker {slot.number} has died {slot.deaths} times in a row before it was ready; its log says why. It is "
+                "tried again and again, and the others go on as they are: mend the code and reload"
+            )
+
+    def _must_serve(self) -> None:
+        """A change has an end only in a pool that goes on."""
+        if self.stopping:
+            raise ConfigurationError("the pool was told to stop before the change was done")
 
     def _is_ready(self, number: int) -> bool:
         slot = self._slots.get(number)
@@ -416,6 +443,7 @@ class Supervisor:
         return {**report, **fixed, "pid": process.pid, "uptime": now - process.began, "heard": now - process.heard}
 
     def _changed(self) -> None:
+        self._served = self._served or any(process.was_ready for process in self._processes())
         if self.phase == "starting" and self.ready:
             self.phase = "serving"
             if self.size > 1:
@@ -436,17 +464,31 @@ class Supervisor:
         while True:
             await asyncio.sleep(1)
             for process in self._processes():
-                process.silent += process.was_ready
+                process.silent += 1
                 if process.silent == HEARTBEAT and not process.told:
-                    log.error(
-                        "worker %d (pid %d) has said nothing for %d s: it writes its stack to its log, and is replaced",
-                        *(process.slot, process.pid, HEARTBEAT),
-                    )
-                    self.in_background(process.kill_with_stack())
+                    self._told_nothing(process)
             self._changed()
+
+    def _told_nothing(self, process: Process) -> None:
+        if process.was_ready:
+            log.error(
+                "worker %d (pid %d) has said nothing for %d s: it writes its stack to its log, and is replaced",
+                *(process.slot, process.pid, HEARTBEAT),
+            )
+            self.in_background(process.kill_with_stack())
+        elif process.serves or not process.loaded.done():  # an import, or a lifespan, may need its time
+            log.warning(
+                "worker %d (pid %d) has said nothing for %d s, and has not been ready yet: it writes its stack to its log",
+                *(process.slot, process.pid, HEARTBEAT),
+            )
+            process.write_stack()
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside all else; what has not been done at the end is cancelled."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"

@@ -39,7 +39,7 @@ def test_a_handler_that_exits_drains_its_worker_and_its_message_comes_again(
     app.wait_for("subscribed")
     for payload in ("slow", "exit"):
         mqttapi("pub", "failing/1", payload, "--broker", mosquitto.url)
-    app.wait_for("ended with exit code 1: starting it again at once")
+    app.wait_for("was ended by a handler: starting it again at once")
     app.wait_for("end exit")
     assert app.stop() == 0
     assert app.output.index("end slow") < app.output.index("starting it again")

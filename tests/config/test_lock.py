@@ -101,7 +101,9 @@ class TestClientLock:
             pass
 
     async def test_a_directory_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigurationError, match=r"^cannot open the lock file '.*': No such file or directory$"):
+        with pytest.raises(
+            ConfigurationError, match=r"^cannot open the lock file '.*': No such file or directory; set MQTT"
+        ):
             await ClientLock("a", tmp_path / "nope").acquire()
 
 

@@ -139,7 +139,7 @@ class TestChanging:
         first, *_ = pids(mqttapi)
         for size in (1, 2):
             done = mqttapi("scale", str(size))
-            assert (done.returncode, done.stdout) == (0, f"{size} workers\n")
+            assert (done.returncode, done.stdout) == (0, f"{size} worker{'s' * (size > 1)}\n")
             found = state(mqttapi)
             assert [worker["state"] for worker in found["workers"]] == ["ready"] * size
             assert (found["size"], found["workers"][0]["pid"]) == (size, first)

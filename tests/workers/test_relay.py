@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -88,3 +89,73 @@ def test_whoever_does_not_read_any_more_stops_nobody(stream: Stream) -> None:
     relay.close()
     for descriptor in (target, write_first, write_second):
         os.close(descriptor)
+
+
+@pytest.fixture
+def full() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe that takes nothing more, and does not wait."""
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    try:
+        while True:
+            os.write(sink, b"." * 4096)
+    except BlockingIOError:
+        yield source, sink
+    os.close(source)
+    os.close(sink)
+
+
+def test_what_takes_nothing_at_the_moment_gets_all_of_it_in_the_end(full: tuple[int, int]) -> None:
+    """Standard output may have been set not to wait by another process that has it."""
+    source, sink = full
+    relay = Relay()
+    pipe, write = os.pipe()
+    relay.add(pipe, sink)
+    os.write(write, b"the line\n")
+    data = b""
+    while not data.endswith(b"the line\n"):
+        data += os.read(source, 4096)
+    relay.close()
+    os.close(write)
+    assert data.rstrip(b"the line\n").strip(b".") == b""
+
+
+def test_log_records_are_lines_among_the_others_and_come_after_the_last_words_of_a_process(stream: Stream) -> None:
+    handler = logging.StreamHandler()
+    handler.set_name("mqttapi")
+    logging.getLogger().addHandler(handler)
+    relay = Relay()
+    try:
+        with relay.logging_to(stream.sink):
+            for number in range(50):
+                source, sink = os.pipe()
+                relay.add(source, stream.sink)
+                os.write(sink, b"last words %d\n" % number)
+                os.close(sink)
+                relay.finish(source)
+                logging.getLogger("tests").error("it has ended %d", number)
+        relay.close()
+    finally:
+        logging.getLogger().removeHandler(handler)
+    eventually_sync(lambda: stream.data.count(b"\n") == 100, what=lambda: repr(stream.data))
+    lines = stream.data.decode().splitlines()
+    for number in range(50):
+        assert lines.index(f"last words {number}") < lines.index(f"it has ended {number}")
+
+
+def test_log_records_wait_for_nobody(full: tuple[int, int]) -> None:
+    source, sink = full
+    os.set_blocking(sink, True)
+    handler = logging.StreamHandler()
+    handler.set_name("mqttapi")
+    logging.getLogger().addHandler(handler)
+    relay = Relay()
+    try:
+        with relay.logging_to(sink):
+            for _ in range(2000):
+                logging.getLogger("tests").error("x" * 100)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    while not os.read(source, 65536).endswith(b"x\n"):
+        pass
+    relay.close()
