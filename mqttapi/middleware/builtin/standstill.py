@@ -1,0 +1,41 @@
+"""`standstill`: a message waits for something else than itself, and its time-out waits with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mqttapi.context import Context
+
+__all__ = ["standstill"]
+
+
+@contextlib.asynccontextmanager
+async def standstill(context: Context) -> AsyncIterator[None]:
+    """Neither the attempt's time-out nor `max_hold` goes on within it."""
+    run: Any = context if hasattr(context, "runner") else None  # a `Run`, but in tests of a middleware alone
+    clock = asyncio.get_running_loop().time
+    await asyncio.sleep(0)  # the workers know now that the run waits, and have set its deadline
+    since = clock()
+    if run is None:
+        yield
+        return
+    limit, deadline = run.limit, run.deadline
+    until = None if limit is None else limit.when()
+    if limit is None:
+        run.deadline = None
+    else:
+        limit.reschedule(None)
+    try:
+        yield
+    finally:
+        waited = clock() - since
+        run.began += waited
+        if until is not None:
+            limit.reschedule(until + waited)
+        elif deadline is not None:
+            run.deadline = deadline + waited
