@@ -121,7 +121,10 @@ class Deduplicate(Middleware):
         if found is None or found == "":
             return await next_handler(context)
         claims = self._claims.of(context)
-        key, token = scope("once", context) + fingerprint(found), f"{_process(os.getpid())}:{id(context):x}"
+        key, token = (
+            scope("once", context.app.name, context.route.name) + fingerprint(found),
+            f"{_process(os.getpid())}:{id(context):x}",
+        )
         await self._claim(claims, key, token, context)
         try:
             async with self._renewed(claims, key, token):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mqttapi.context import Context
 
-__all__ = ["PerRun", "Store", "check_store", "needs_of", "patient", "redis_of", "scope"]
+__all__ = ["PerRun", "Store", "check_store", "is_in_run", "needs_of", "patient", "redis_of", "scope"]
 
 log = logging.getLogger("mqttapi.middleware")
 
@@ -60,6 +60,11 @@ class PerRun(Generic[T]):
         except KeyError:
             made = self.made[run] = self._make(context)
             return made
+
+
+def is_in_run() -> bool:
+    """Whether an app runs, which the message belongs to."""
+    return Backends in OPENED.get({})
 
 
 def check_store(owner: str, store: object) -> None:
@@ -110,14 +115,10 @@ def _has_redis() -> bool:
     return any(kind.__module__.startswith("redis.") and kind.__name__ == "Redis" for kind in opened)
 
 
-def scope(kind: str, context: Context, name: str | None = None) -> str:
-    """What the keys of one limiter begin with, in Redis: nothing that a sender writes makes them those of another."""
-    return _scope(kind, context.app.name, name or context.route.name)
-
-
 @lru_cache(maxsize=1024)
-def _scope(kind: str, app: str, name: str) -> str:
-    return f"mqttapi:{kind}:{quote(app, safe='')}:{quote(name, safe='')}:"
+def scope(*parts: str) -> str:
+    """What keys begin with, in Redis: nothing that a sender writes behind it makes them those of something else."""
+    return f"mqttapi:{':'.join(quote(part, safe='') for part in parts)}:"
 
 
 async def patient(call: Callable[[], Awaitable[T]]) -> T:
