@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from mqttapi.errors import ConfigurationError, Drop
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
-from mqttapi.middleware.builtin.rules import is_number, require
+from mqttapi.middleware.builtin.rules import is_number, require, require_clock
 from mqttapi.middleware.builtin.standstill import standstill
 from mqttapi.middleware.builtin.store import PerRun, Store, check_store, needs_of, patient, redis_of, scope
 
@@ -96,6 +96,7 @@ class Deduplicate(Middleware):
         require("Deduplicate", "ttl", ttl, lambda seconds: is_number(seconds, 1), "at least 1 s")
         require("Deduplicate", "lease", lease, lambda seconds: is_number(seconds, 1, 50), "1 to 50 s")
         check_store("Deduplicate", store)
+        require_clock("Deduplicate", clock, sleep)
         if key in ("topic", "payload"):
             raise ConfigurationError(
                 f"Deduplicate: {key!r} is no key: two messages may well have the same. Name what the sender makes for each "

@@ -21,7 +21,7 @@ from mqttapi.errors import ConfigurationError, Drop, Reject
 from mqttapi.injection.functions import called
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
-from mqttapi.middleware.builtin.rules import is_number, require, require_choice
+from mqttapi.middleware.builtin.rules import is_number, require, require_choice, require_clock
 from mqttapi.middleware.builtin.store import (
     PerRun,
     Store,
@@ -141,20 +141,24 @@ class RateLimit(Middleware):
             raise ConfigurationError(f"RateLimit: minutes={minutes!r} and seconds={seconds!r} say the same: give one")
         if minutes is not None:
             require("RateLimit", "minutes", minutes, lambda given: is_number(given, 1e-3 / 60), "a number above 0")
+        period = seconds if seconds is not None else 60.0 * (1 if minutes is None else minutes)
+        require("RateLimit", "the period", period, lambda seconds: is_number(seconds, 1e-3), "at least 0.001 s")
+        _check_choices(excess, strategy, name)
+        _check_numbers(strategy, limit, burst, max_wait)
+        check_store("RateLimit", store)
+        require_clock("RateLimit", clock, sleep)
+        self._find = None if by is None else finder(by, "RateLimit")
         self.limit = limit
-        self.period = seconds if seconds is not None else 60.0 * (1 if minutes is None else minutes)
+        self.period = period
         self.burst = limit if burst is None else burst
         self.strategy = strategy
         self.excess = excess
         self.by = by
         self.patience = max_wait if excess == "wait" else 0.0
         self._name = name
-        _check(self, max_wait, burst)
-        check_store("RateLimit", store)
         self._rule = (strategy, str(limit), str(float(self.period)), str(self.burst))
         self._by = "" if by is None else by if isinstance(by, str) else called(by)
         self._reason = f"more than {limit} messages in {self.period:g} s"
-        self._find = None if by is None else finder(by, "RateLimit")
         self._sleep = sleep
         self._store: Store = store
         self._clock = clock
@@ -328,24 +332,26 @@ class _InRedis:
         return None if wait < 0 else wait / 1e6
 
 
-def _check(rate: RateLimit, max_wait: object, burst: object) -> None:
-    owner = "RateLimit"
-    require_choice(owner, "excess", rate.excess, ("drop", "reject", "wait"))
-    require_choice(owner, "strategy", rate.strategy, ("sliding_window", "token_bucket"))
-    most = LARGEST_WINDOW if rate.strategy == "sliding_window" else 1_000_000_000
-    require(owner, "limit", rate.limit, lambda n: type(n) is int and 1 <= n <= most, f"a whole number, 1 to {most:,}")
-    require(owner, "the period", rate.period, lambda seconds: is_number(seconds, 1e-3), "at least 0.001 s")
+def _check_choices(excess: str, strategy: str, name: object) -> None:
+    require_choice("RateLimit", "excess", excess, ("drop", "reject", "wait"))
+    require_choice("RateLimit", "strategy", strategy, ("sliding_window", "token_bucket"))
     require(
-        owner,
+        "RateLimit",
         "name",
-        rate._name,
+        name,
         lambda name: name is None or (isinstance(name, str) and name != ""),
         "a text, or None",
     )
+
+
+def _check_numbers(strategy: str, limit: object, burst: object, max_wait: object) -> None:
+    owner, is_window = "RateLimit", strategy == "sliding_window"
+    most = LARGEST_WINDOW if is_window else 1_000_000_000
+    require(owner, "limit", limit, lambda n: type(n) is int and 1 <= n <= most, f"a whole number, 1 to {most:,}")
     require(
         owner, "max_wait", max_wait, lambda seconds: is_number(seconds, 1e-3, LONGEST_WAIT), "above 0 s and at most 5 s"
     )
     if burst is not None:
         require(owner, "burst", burst, lambda n: type(n) is int and n >= 1, "a whole number from 1 up")
-        if rate.strategy == "sliding_window":
+        if is_window:
             raise ConfigurationError(f"{owner}: burst={burst} is for strategy='token_bucket': a window has its limit")

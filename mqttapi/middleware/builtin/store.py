@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import lru_cache
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
@@ -77,9 +78,14 @@ def check_store(owner: str, store: object) -> None:
         owner,
         "store",
         store,
-        lambda given: given in {"auto", "memory", "redis"} if isinstance(given, str) else hasattr(given, "evalsha"),
+        lambda given: given in {"auto", "memory", "redis"} if isinstance(given, str) else _is_client(given),
         "'auto', 'memory', 'redis' or a client of redis.asyncio",
     )
+
+
+def _is_client(given: object) -> bool:
+    """Whether it is a Redis client whose commands are awaited: those of `redis` itself have the same names."""
+    return hasattr(given, "evalsha") and iscoroutinefunction(getattr(given, "execute_command", None))
 
 
 def needs_of(store: Store) -> frozenset[str]:

@@ -378,6 +378,7 @@ async def test_killed_between_handler_and_mark_it_is_handled_again(
     ("arguments", "text"),
     [
         ({"key": KEY, "ttl": 0}, "ttl must be at least 1 s, got 0"),
+        ({"key": KEY, "clock": 5}, "clock must be a function that gives seconds, got 5"),
         ({"key": KEY, "lease": 60}, "lease must be 1 to 50 s, got 60"),
         (
             {"key": ""},

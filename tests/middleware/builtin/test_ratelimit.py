@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from mqttapi import App
 from mqttapi.config import Settings
 from mqttapi.errors import ConfigurationError
-from mqttapi.middleware import RateLimit
+from mqttapi.middleware import Deduplicate, RateLimit
 from mqttapi.testing import TestClient
 from tests.middleware.builtin.support import Clock, fate, message
 from tests.support.mqtt import client
@@ -449,6 +450,8 @@ async def test_five_of_a_burst_of_two_hundred_pass_three_processes(
         ({"limit": 1, "max_wait": 6}, "max_wait must be above 0 s and at most 5 s, got 6"),
         ({"limit": 1, "burst": 2}, "burst=2 is for strategy='token_bucket': a window has its limit"),
         ({"limit": 1, "burst": 0, "strategy": "token_bucket"}, "burst must be a whole number from 1 up, got 0"),
+        ({"limit": 1, "clock": 5}, "clock must be a function that gives seconds, got 5"),
+        ({"limit": 1, "sleep": None}, "sleep must be an async function that takes seconds, got None"),
         ({"limit": 1, "store": "disk"}, "store must be 'auto', 'memory', 'redis' or a client of redis.asyncio, got 'disk'"),
         (
             {"limit": 1, "by": "payload."},
@@ -461,6 +464,18 @@ def test_arguments_that_make_no_sense_are_refused(arguments: Any, text: str) -> 
     with pytest.raises(ConfigurationError) as caught:
         RateLimit(**arguments)
     assert str(caught.value) == f"RateLimit: {text}"
+
+
+@pytest.mark.parametrize(
+    "make", [lambda store: RateLimit(5, store=store), lambda store: Deduplicate("property.id", store=store)]
+)
+def test_a_client_that_cannot_be_awaited_is_refused(make: Any) -> None:
+    """It has the same methods, and would fail for each message."""
+    with pytest.raises(
+        ConfigurationError,
+        match=r"store must be 'auto', 'memory', 'redis' or a client of redis.asyncio, got <redis.client",
+    ):
+        make(SyncRedis())
 
 
 async def test_a_name_that_is_nowhere_is_the_programs_error() -> None:
