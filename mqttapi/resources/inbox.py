@@ -113,24 +113,21 @@ def _rejecting(key: Callable[..., Any]) -> Callable[..., Any]:
     if kind.is_context or not inspect.isroutine(key):  # with a `yield`, or a class or an object: as it is
         return key
 
-    if kind.is_async:
+    @functools.wraps(key)
+    async def awaited(*args: Any, **given: Any) -> Any:
+        try:
+            return await key(*args, **given)
+        except _UNREADABLE as error:
+            raise _no_key(key, error) from error
 
-        @functools.wraps(key)
-        async def read(*args: Any, **given: Any) -> Any:
-            try:
-                return await key(*args, **given)
-            except _UNREADABLE as error:
-                raise _no_key(key, error) from error
-    else:
+    @functools.wraps(key)
+    def plain(*args: Any, **given: Any) -> Any:
+        try:
+            return key(*args, **given)
+        except _UNREADABLE as error:
+            raise _no_key(key, error) from error
 
-        @functools.wraps(key)
-        def read(*args: Any, **given: Any) -> Any:
-            try:
-                return key(*args, **given)
-            except _UNREADABLE as error:
-                raise _no_key(key, error) from error
-
-    return read
+    return awaited if kind.is_async else plain
 
 
 def _no_key(key: Callable[..., Any], error: Exception) -> InvalidParameter:

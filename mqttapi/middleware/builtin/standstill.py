@@ -24,18 +24,20 @@ async def standstill(context: Context) -> AsyncIterator[None]:
     if run is None:
         yield
         return
-    limit, deadline = run.limit, run.deadline
-    until = None if limit is None else limit.when()
-    if limit is None:
-        run.deadline = None
-    else:
-        limit.reschedule(None)
+    limit: asyncio.Timeout | None = run.limit
+    until: float | None = run.deadline if limit is None else limit.when()
+    _bound(run, limit, None)
     try:
         yield
     finally:
         waited = clock() - since
         run.began += waited
-        if until is not None:
-            limit.reschedule(until + waited)
-        elif deadline is not None:
-            run.deadline = deadline + waited
+        _bound(run, limit, None if until is None else until + waited)
+
+
+def _bound(run: Any, limit: asyncio.Timeout | None, until: float | None) -> None:
+    """Let the attempt end then: the first one at a deadline, a later one by a time-out."""
+    if limit is None:
+        run.deadline = until
+    else:
+        limit.reschedule(until)
