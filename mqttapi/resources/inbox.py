@@ -7,14 +7,16 @@ and what was rolled back is not.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.context import Context
 from mqttapi.errors import ConfigurationError, Drop, InvalidParameter
-from mqttapi.injection.functions import Parameter
+from mqttapi.injection.functions import Parameter, called, kind_of
 from mqttapi.injection.hints import MISSING
 from mqttapi.injection.params import Depends, UserProperty
 from mqttapi.injection.sources import Attribute, Call, Dependency, Resource, Signature
@@ -28,6 +30,8 @@ __all__ = ["Inbox", "through_outbox"]
 DAY: Final = 86_400.0
 NEVER: Final = 0xFFFF_FFFF
 _LONGEST: Final = 200
+_UNREADABLE: Final = (LookupError, TypeError, AttributeError, ValueError)
+"""What a function raises that looks for a key where the payload has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,8 @@ class Inbox:
     Attributes:
         key: What is the same for the same message only: the name of a user property that the sender sets, or a function
             with the parameters of a dependency, such as `lambda payload: payload["id"]`. Neither packet ids nor hashes of
-            payloads are such keys: ids are used again, and two messages may be equal. A message without key is rejected.
+            payloads are such keys: ids are used again, and two messages may be equal. A message without key is rejected,
+            also one for which the function raises what a payload of another form leads to, such as `KeyError`.
         ttl: Seconds until a key is forgotten. It must be more than the session's expiry, after which the broker forgets
             the message. Default: a day more; never, where the session does not expire.
     """
@@ -85,7 +90,7 @@ class Inbox:
         import mqttapi.resources.outbox  # noqa: F401  what the handler returns goes there: makes its types known
         from mqttapi.resources.tables import INBOX, insert_new
 
-        given: Any = UserProperty(self.key) if isinstance(self.key, str) else Depends(self.key)
+        given: Any = UserProperty(self.key) if isinstance(self.key, str) else Depends(_rejecting(self.key))
 
         async def claim(context: Context, session: AsyncSession, key: str = given) -> None:
             text = _text(key)
@@ -100,6 +105,33 @@ class Inbox:
         claim.__annotations__["session"] = AsyncSession  # by its name it would not be found: it is imported here
         marker: Depends = Depends(claim)
         return marker
+
+
+def _rejecting(key: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, but it rejects a message that it cannot read."""
+    kind = kind_of(key)
+    if kind.is_context or not inspect.isroutine(key):  # with a `yield`, or a class or an object: as it is
+        return key
+
+    @functools.wraps(key)
+    async def awaited(*args: Any, **given: Any) -> Any:
+        try:
+            return await key(*args, **given)
+        except _UNREADABLE as error:
+            raise _no_key(key, error) from error
+
+    @functools.wraps(key)
+    def plain(*args: Any, **given: Any) -> Any:
+        try:
+            return key(*args, **given)
+        except _UNREADABLE as error:
+            raise _no_key(key, error) from error
+
+    return awaited if kind.is_async else plain
+
+
+def _no_key(key: Callable[..., Any], error: Exception) -> InvalidParameter:
+    return InvalidParameter(f"there is no key for the inbox: {called(key)} raised {type(error).__name__}")
 
 
 def _text(key: object) -> str:

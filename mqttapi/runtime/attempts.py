@@ -74,10 +74,11 @@ class Attempts:
         """
         error = attempt_error(run, error)
         clock = asyncio.get_running_loop().time
-        began, skipped, attempts = getattr(run, "began", clock()), 0.0, 1
+        run.began = getattr(run, "began", clock())  # a middleware that stops the run's clock moves it
+        skipped, attempts = 0.0, 1
         try:
             while True:
-                held = clock() - began + skipped
+                held = clock() - run.began + skipped
                 pause = self._pause(error, attempts, held)
                 if pause is None:
                     raise error
@@ -113,7 +114,7 @@ class Attempts:
         return pause
 
     async def _attempt(self, run: Run, seconds: float) -> object:
-        limit = asyncio.timeout(seconds)
+        run.limit = limit = asyncio.timeout(seconds)
         try:
             async with limit:
                 return await self._endpoint(run)
@@ -121,6 +122,8 @@ class Attempts:
             if limit.expired():
                 raise HandlerTimeout(seconds) from error
             raise
+        finally:
+            run.limit = None
 
     def _too_long(self, later: RetryLater, held: float) -> str:
         return (

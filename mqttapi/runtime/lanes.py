@@ -132,12 +132,14 @@ class Target:
 class Run(Context):
     """The context of one message on one route, with what the engine needs to know about it."""
 
-    __slots__ = ("began", "deadline", "key", "origin", "returned", "runner", "ticket")
+    __slots__ = ("began", "deadline", "key", "limit", "origin", "returned", "runner", "ticket")
 
     began: float
     """On the clock of the loop: when it was first seen to wait. Only there once it has waited, as is the next one."""
     deadline: float | None
-    """When the attempt has taken too long."""
+    """When the first attempt has taken too long."""
+    limit: asyncio.Timeout | None
+    """The time-out of a later attempt, while one runs."""
     returned: bool
     """Whether the handler itself returned; only there where the route has `publish_to`."""
 
@@ -148,6 +150,7 @@ class Run(Context):
         self.values_ = target.values
         self.app = app
         self.attempt = 1
+        self.limit = None
         self._data = None
         self.key = target.key if runner.key_of is None else runner.key_of(message)
         self.origin = origin

@@ -390,7 +390,7 @@ def test_a_wait_that_the_time_out_ends() -> None:
         (RateLimit(10), RateLimit(10)),
         (RateLimit(10, by=None), RateLimit(20, by="id")),
         (RateLimit(10, 1), RateLimit(50, 5)),
-        (RateLimit(10, name="all"), RateLimit(20, name="all")),
+        (RateLimit(10, name="all"), RateLimit(10, name="all")),
         (RateLimit(10, strategy="token_bucket", burst=5), RateLimit(15)),
         (RateLimit(10), RateLimit(10, strategy="token_bucket")),
         (RateLimit(10, strategy="token_bucket", burst=2), RateLimit(10, strategy="token_bucket", burst=3)),

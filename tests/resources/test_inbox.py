@@ -228,6 +228,39 @@ async def test_a_message_without_key_is_rejected(file: Path, key: Any, reason: s
     assert not handled
 
 
+async def of_number(payload: Any) -> Any:
+    return payload["number"]
+
+
+def of_second(payload: Any) -> Any:
+    return payload["list"][1].upper()
+
+
+@pytest.mark.parametrize(
+    ("key", "payload", "kind"),
+    [
+        (of_number, {}, "KeyError"),
+        (of_number, 5, "TypeError"),
+        (of_second, {"list": [1]}, "IndexError"),
+        (of_second, {"list": [1, 2]}, "AttributeError"),
+    ],
+)
+async def test_a_message_that_the_function_cannot_read_is_rejected(
+    file: Path, key: Any, payload: Any, kind: str
+) -> None:
+    app, handled = an_app(file), []
+
+    @app.topic("s/<id>", inbox=Inbox(key=key))
+    async def handler(context: Context) -> None:
+        handled.append(context.message.payload)
+
+    async with TestClient(app) as client:
+        delivery = await client.publish("s/1", payload)
+    assert delivery.outcome == "rejected"
+    assert delivery.reason == f"there is no key for the inbox: {key.__name__}() raised {kind}"
+    assert handled == []
+
+
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_two_keys_are_the_same_in_the_table_only_if_they_are(one: str, two: str) -> None:
     assert (_text(one) == _text(two)) == (one == two)

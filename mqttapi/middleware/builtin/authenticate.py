@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -20,7 +20,7 @@ from mqttapi.context import Context
 from mqttapi.errors import ConfigurationError, Reject
 from mqttapi.injection.functions import called
 from mqttapi.middleware.builtin.find import Find, finder
-from mqttapi.middleware.builtin.rules import is_number, require, require_function
+from mqttapi.middleware.builtin.rules import is_number, require, require_clock, require_function
 
 if TYPE_CHECKING:
     from mqttapi.injection import Endpoint
@@ -94,7 +94,7 @@ class SharedSecret:
 
     async def __call__(self, context: Context) -> Any:
         given = _text(finder(self.token, "SharedSecret")(context), self.token)
-        secret = await _key(self.secret, context)
+        secret = await _key(self.secret, context, "SharedSecret")
         if secret is None or not hmac.compare_digest(given.encode(errors="surrogatepass"), secret):
             raise Reject(f"the secret in {_name(self.token)} is wrong")
         return _identity(self.identity, context, "SharedSecret")
@@ -126,6 +126,7 @@ class Signature:
         _check_key(self.secret, "Signature")
         for find in _finds(self.signature, self.timestamp, self.identity):
             finder(find, "Signature")
+        require_clock("Signature", self.clock)
         if self.window is not None:
             require("Signature", "window", self.window, lambda seconds: is_number(seconds, 1), "at least 1 s, or None")
 
@@ -134,7 +135,7 @@ class Signature:
         timestamp = None
         if self.window is not None:
             timestamp = _text(finder(self.timestamp, "Signature")(context), self.timestamp)
-        secret = await _key(self.secret, context)
+        secret = await _key(self.secret, context, "Signature")
         message = context.message
         expected = "" if secret is None else _signature(secret, message.topic, message.payload, timestamp or "")
         if not hmac.compare_digest(given.lower().encode(errors="surrogatepass"), expected.encode()):
@@ -209,7 +210,7 @@ class JWT:
             "JWT",
             "algorithms",
             self.algorithms,
-            lambda names: bool(names) and not isinstance(names, str) and not {"none", "None"} & set(names),
+            _are_algorithms,
             "a list of algorithms, such as ['ES256'], without 'none'",
         )
         for claim in ("audience", "issuer"):
@@ -228,7 +229,7 @@ class JWT:
         import jwt
 
         token = _text(finder(self.token, "JWT")(context), self.token)
-        key = await _key(self.key, context)
+        key = await _key(self.key, context, "JWT")
         required = ["exp", *(["sub"] if self.subject is not None else ())]
         try:
             claims: Mapping[str, Any] = jwt.decode(
@@ -250,6 +251,12 @@ class JWT:
 
 
 _CHECKS: Final = (SharedSecret, Signature, JWT)
+
+
+def _are_algorithms(names: object) -> bool:
+    if not isinstance(names, Collection) or isinstance(names, str | bytes):
+        return False
+    return bool(names) and all(isinstance(name, str) and name.lower() != "none" for name in names)
 
 
 def _key_problem(name: str, key: Key) -> str | None:
@@ -295,13 +302,20 @@ def _check_key(key: object, owner: str) -> None:
         raise ConfigurationError(f"{owner}: the secret must be a text, bytes, a SecretStr or a function of the context")
 
 
-async def _key(key: Key, context: Context) -> bytes | None:
-    if callable(key):
-        found = key(context)
-        key_or_none = await found if inspect.isawaitable(found) else found
-    else:
-        key_or_none = key
-    return None if key_or_none is None else _bytes(key_or_none) or None
+async def _key(key: Key, context: Context, owner: str) -> bytes | None:
+    if not callable(key):
+        return _bytes(key)
+    found: Any = key(context)
+    if inspect.isawaitable(found):
+        found = await found
+    if found is None:
+        return None
+    if not isinstance(found, str | bytes | SecretStr):
+        raise ConfigurationError(
+            f"{owner}: {called(key)}, which gives the secret of the sender, must return a text, bytes, a SecretStr or "
+            f"None (an unknown sender), but has returned a {type(found).__name__}"  # not what it is: it may be secret
+        )
+    return _bytes(found) or None
 
 
 def _bytes(secret: Secret) -> bytes:

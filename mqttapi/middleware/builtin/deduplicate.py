@@ -5,7 +5,8 @@
                                                          └──► the claim ran out or was given back: handler
 
 A claim is a lease that is renewed while the handler runs. So a process that is killed, between its handler and the
-mark too, delays a message for the length of the lease, and never swallows it.
+mark too, delays a message for the length of the lease, and never swallows it: who waits for a claim has no time-out
+meanwhile, since a message whose attempt has taken too long is acknowledged.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import secrets
 import time
 from collections import OrderedDict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mqttapi.errors import ConfigurationError, Drop
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
-from mqttapi.middleware.builtin.rules import is_number, require
+from mqttapi.middleware.builtin.rules import is_number, require, require_clock
+from mqttapi.middleware.builtin.standstill import standstill
 from mqttapi.middleware.builtin.store import PerRun, Store, check_store, needs_of, patient, redis_of, scope
 
 if TYPE_CHECKING:
@@ -45,7 +49,7 @@ LONGEST_PAUSE: Final = 0.5
 _CLAIM: Final = """
 local held = redis.call('GET', KEYS[1])
 if not held then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 0 end
-if held == ARGV[1] then return 0 end
+if held == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 0 end
 if held == 'done' then return -1 end
 return math.max(redis.call('PTTL', KEYS[1]), 1)
 """
@@ -58,8 +62,9 @@ class Deduplicate(Middleware):
 
         @app.topic("orders/<shop>", middleware=[Deduplicate("property.message-id")])
 
-    A second delivery while the first is handled waits for its end: it is dropped when that succeeded, else handled. A
-    message without a key, or with an empty one, is handled. What the handler raises gives the claim back, so that the
+    A second delivery while the first is handled waits for its end, for as long as that takes: neither `timeout` nor
+    `max_hold` goes on meanwhile. It is dropped when the first succeeded, else handled. A message without a key, or with
+    an empty one, is handled. What the handler raises gives the claim back, so that the
     next attempt runs.
 
     What a handler *returns* is published after the mark: where a crash in between must not swallow it, publish it in
@@ -91,6 +96,7 @@ class Deduplicate(Middleware):
         require("Deduplicate", "ttl", ttl, lambda seconds: is_number(seconds, 1), "at least 1 s")
         require("Deduplicate", "lease", lease, lambda seconds: is_number(seconds, 1, 50), "1 to 50 s")
         check_store("Deduplicate", store)
+        require_clock("Deduplicate", clock, sleep)
         if key in ("topic", "payload"):
             raise ConfigurationError(
                 f"Deduplicate: {key!r} is no key: two messages may well have the same. Name what the sender makes for each "
@@ -116,8 +122,11 @@ class Deduplicate(Middleware):
         if found is None or found == "":
             return await next_handler(context)
         claims = self._claims.of(context)
-        key, token = scope("once", context) + fingerprint(found), secrets.token_hex(8)
-        await self._claim(claims, key, token)
+        key, token = (
+            scope("once", context.app.name, context.route.name) + fingerprint(found),
+            f"{_process(os.getpid())}:{id(context):x}",
+        )
+        await self._claim(claims, key, token, context)
         try:
             async with self._renewed(claims, key, token):
                 result = await next_handler(context)
@@ -127,13 +136,16 @@ class Deduplicate(Middleware):
         await claims.done(key)
         return result
 
-    async def _claim(self, claims: _Claims, key: str, token: str) -> None:
-        pause = 0.02
-        while wait := await claims.claim(key, token):
-            if wait == math.inf:
-                raise Drop("handled before")
-            await self._sleep(min(wait, pause))
-            pause = min(2 * pause, LONGEST_PAUSE)
+    async def _claim(self, claims: _Claims, key: str, token: str, context: Context) -> None:
+        if wait := await claims.claim(key, token):
+            pause = 0.02
+            async with standstill(context):
+                while wait and wait != math.inf:
+                    await self._sleep(min(wait, pause))
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                    wait = await claims.claim(key, token)
+        if wait:
+            raise Drop("handled before")
 
     @contextlib.asynccontextmanager
     async def _renewed(self, claims: _Claims, key: str, token: str) -> AsyncIterator[None]:
@@ -154,6 +166,12 @@ class Deduplicate(Middleware):
 
     def __repr__(self) -> str:
         return f"Deduplicate({self._key!r})"
+
+
+@lru_cache(maxsize=1)
+def _process(pid: int) -> str:
+    """What the claims of this process begin with. A context is part of them: it never waits for a claim of its own."""
+    return secrets.token_hex(8)
 
 
 class _Claims(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -11,7 +12,7 @@ from mqttapi.injection.functions import called, takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-__all__ = ["is_number", "require", "require_choice", "require_function"]
+__all__ = ["is_number", "require", "require_choice", "require_clock", "require_function"]
 
 
 def require(owner: str, what: str, value: object, holds: Callable[[Any], bool], rule: str) -> None:
@@ -32,6 +33,16 @@ def require_function(owner: str, function: Callable[..., Any]) -> None:
     """
     if not takes(function, 1):
         raise ConfigurationError(f"{owner}: {called(function)} must take one argument, the context")
+
+
+def require_clock(owner: str, clock: object, sleep: object = asyncio.sleep) -> None:
+    """Refuse a clock that cannot be asked, and a way to wait that cannot be called.
+
+    Raises:
+        ConfigurationError: With the rule.
+    """
+    require(owner, "clock", clock, lambda it: callable(it) and takes(it, 0), "a function that gives seconds")
+    require(owner, "sleep", sleep, lambda it: callable(it) and takes(it, 1), "an async function that takes seconds")
 
 
 def require_choice(owner: str, what: str, value: object, choices: Collection[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import lru_cache
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from mqttapi.context import Context
 
-__all__ = ["PerRun", "Store", "check_store", "needs_of", "patient", "redis_of", "scope"]
+__all__ = ["PerRun", "Store", "check_store", "is_in_run", "needs_of", "patient", "redis_of", "scope"]
 
 log = logging.getLogger("mqttapi.middleware")
 
@@ -62,6 +63,11 @@ class PerRun(Generic[T]):
             return made
 
 
+def is_in_run() -> bool:
+    """Whether an app runs, which the message belongs to."""
+    return Backends in OPENED.get({})
+
+
 def check_store(owner: str, store: object) -> None:
     """Refuse what is no `Store`.
 
@@ -72,9 +78,14 @@ def check_store(owner: str, store: object) -> None:
         owner,
         "store",
         store,
-        lambda given: given in {"auto", "memory", "redis"} if isinstance(given, str) else hasattr(given, "evalsha"),
+        lambda given: given in {"auto", "memory", "redis"} if isinstance(given, str) else _is_client(given),
         "'auto', 'memory', 'redis' or a client of redis.asyncio",
     )
+
+
+def _is_client(given: object) -> bool:
+    """Whether it is a Redis client whose commands are awaited: those of `redis` itself have the same names."""
+    return hasattr(given, "evalsha") and iscoroutinefunction(getattr(given, "execute_command", None))
 
 
 def needs_of(store: Store) -> frozenset[str]:
@@ -110,14 +121,10 @@ def _has_redis() -> bool:
     return any(kind.__module__.startswith("redis.") and kind.__name__ == "Redis" for kind in opened)
 
 
-def scope(kind: str, context: Context, name: str | None = None) -> str:
-    """What the keys of one limiter begin with, in Redis: nothing that a sender writes makes them those of another."""
-    return _scope(kind, context.app.name, name or context.route.name)
-
-
 @lru_cache(maxsize=1024)
-def _scope(kind: str, app: str, name: str) -> str:
-    return f"mqttapi:{kind}:{quote(app, safe='')}:{quote(name, safe='')}:"
+def scope(*parts: str) -> str:
+    """What keys begin with, in Redis: nothing that a sender writes behind it makes them those of something else."""
+    return f"mqttapi:{':'.join(quote(part, safe='') for part in parts)}:"
 
 
 async def patient(call: Callable[[], Awaitable[T]]) -> T:

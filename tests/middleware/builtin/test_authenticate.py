@@ -68,6 +68,28 @@ async def test_each_sender_may_have_a_secret_of_its_own() -> None:
         assert await identity(check, message(f"sensors/{device}/data", properties={"token": token})) == expected
 
 
+def no_secret(context: Context) -> Any:
+    return 5
+
+
+@pytest.mark.parametrize(
+    ("check", "owner"),
+    [
+        (SharedSecret(secret=no_secret), "SharedSecret"),
+        (Signature(secret=no_secret, window=None, signature="property.token"), "Signature"),
+        (JWT(key=no_secret, algorithms=["HS256"], token="property.token"), "JWT"),
+    ],
+)
+async def test_a_function_that_gives_no_secret_is_the_programs_error(check: Any, owner: str) -> None:
+    """The value is not in the text: it may be the secret, but for its type."""
+    with pytest.raises(ConfigurationError) as caught:
+        await identity(check, message(properties={"token": SECRET}))
+    assert str(caught.value) == (
+        f"{owner}: no_secret(), which gives the secret of the sender, must return a text, bytes, a SecretStr or None (an "
+        "unknown sender), but has returned a int"
+    )
+
+
 @pytest.mark.parametrize("token", ["\\u00e9", "1", "{}", "[]", "null", "1e400"])
 async def test_whatever_is_sent_in_place_of_the_secret_is_rejected(token: str) -> None:
     payload = b'{"token": "' + token.encode() + b'"}' if "u" in token else b'{"token": ' + token.encode() + b"}"
@@ -290,6 +312,18 @@ async def test_no_text_that_is_shown_or_logged_holds_a_secret(check: Any, caplog
         (
             lambda: JWT(key=SECRET, algorithms="HS256"),
             "JWT: algorithms must be a list of algorithms, such as ['ES256'], without 'none', got 'HS256'",
+        ),
+        (
+            lambda: JWT(key=SECRET, algorithms=5),  # type: ignore[arg-type]
+            "JWT: algorithms must be a list of algorithms, such as ['ES256'], without 'none', got 5",
+        ),
+        (
+            lambda: JWT(key=SECRET, algorithms=[["HS256"]]),  # type: ignore[list-item]
+            "JWT: algorithms must be a list of algorithms, such as ['ES256'], without 'none', got [['HS256']]",
+        ),
+        (
+            lambda: Signature(secret=SECRET, clock=5),  # type: ignore[arg-type]
+            "Signature: clock must be a function that gives seconds, got 5",
         ),
         (
             lambda: JWT(key=SECRET, algorithms=["none"]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.asyncio import Redis
 
-from mqttapi import App, Context, Reject
+from mqttapi import App, Context, Reject, Retry
 from mqttapi.config import Settings
 from mqttapi.errors import ConfigurationError, Drop
 from mqttapi.middleware import Deduplicate
@@ -231,6 +231,95 @@ async def test_the_attempts_of_a_message_are_no_duplicates() -> None:
     assert (outcomes, attempts) == (["done", "dropped"], [1, 2, 3])
 
 
+def app_of(shared_redis: RedisServer, *handled: list[int], **options: Any) -> App:
+    """Its one route is called as that of `delivery`; no attempt takes longer than 0.3 s."""
+    app = App("plant", settings=Settings(redis_url=shared_redis.url, max_hold=options.pop("max_hold", 60.0)))
+
+    @app.topic("t", name="ingest", timeout=0.3, middleware=[Deduplicate(KEY)], **options)
+    async def handler(context: Context) -> None:
+        for each in handled:
+            each.append(context.attempt)
+
+    return app
+
+
+async def comes(tester: TestClient) -> str:
+    return (await tester.publish("t", user_properties=[("message-id", "1")])).outcome
+
+
+@pytest.mark.parametrize("max_hold", [0.4, 60.0])
+async def test_who_waits_for_a_process_that_is_gone_outlives_its_time_out(
+    shared_redis: RedisServer, redis: Redis, max_hold: float
+) -> None:
+    """Else it was acknowledged, and never handled."""
+    handled: list[int] = []
+    await redis.set("mqttapi:once:plant:ingest:1", "another's", px=1500)
+    async with TestClient(app_of(shared_redis, handled, max_hold=max_hold)) as tester:
+        assert await comes(tester) == "done"
+    assert handled == [1]
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(None, "dropped"), (ValueError(), "done")])
+async def test_who_waits_for_another_delivery_outlives_its_time_out(
+    shared_redis: RedisServer, redis: Redis, error: Exception | None, outcome: str
+) -> None:
+    handled: list[int] = []
+    first, end = blocked(Deduplicate(KEY, store=redis))
+    async with TestClient(app_of(shared_redis, handled)) as tester:
+        await eventually(lambda: redis.exists("mqttapi:once:plant:ingest:1"))
+        second = asyncio.create_task(comes(tester))
+        await asyncio.wait([second], timeout=1.5)  # several sweeps pass
+        assert not second.done()
+        end.set_exception(error) if error else end.set_result(None)
+        assert await second == outcome
+    assert len(handled) == (outcome == "done")
+    await asyncio.wait([first])
+    assert first.exception() is error
+
+
+async def test_a_later_attempt_that_waits_outlives_its_time_out_as_well(
+    shared_redis: RedisServer, redis: Redis
+) -> None:
+    app = App("plant", settings=Settings(redis_url=shared_redis.url, max_hold=1.0))
+    attempts: list[int] = []
+
+    @app.topic("t", name="ingest", timeout=0.3, retry=Retry(3, delay=0.01), middleware=[Deduplicate(KEY)])
+    async def handler(context: Context) -> None:
+        attempts.append(context.attempt)
+        if context.attempt < 3:
+            await redis.set("mqttapi:once:plant:ingest:1", "another's", px=1500)
+            raise ValueError
+
+    async with TestClient(app) as tester:
+        assert await comes(tester) == "done"
+    assert attempts == [1, 2, 3]
+
+
+async def test_a_later_attempt_still_has_a_time_out_after_its_wait(shared_redis: RedisServer, redis: Redis) -> None:
+    app = App("plant", settings=Settings(redis_url=shared_redis.url))
+
+    @app.topic("t", name="ingest", timeout=0.3, retry=2, middleware=[Deduplicate(KEY)])
+    async def handler(context: Context) -> None:
+        if context.attempt == 1:
+            await redis.set("mqttapi:once:plant:ingest:1", "another's", px=500)
+            raise ValueError
+        await asyncio.Event().wait()
+
+    async with TestClient(app, raise_exceptions=False) as tester:
+        delivery = await tester.publish("t", user_properties=[("message-id", "1")])
+    assert (delivery.outcome, delivery.reason) == ("failed", "raised HandlerTimeout")
+
+
+async def test_a_message_does_not_wait_for_itself(shared_redis: RedisServer, redis: Redis) -> None:
+    """With one around the app and one around the route, which have the same key in Redis."""
+    handled: list[int] = []
+    app = app_of(shared_redis, handled)
+    app.add_middleware(Deduplicate(KEY))
+    async with TestClient(app) as tester:
+        assert [await comes(tester) for _ in range(2)] == ["done", "dropped"]
+    assert handled == [1]
+
+
 APP = """
 import os, signal
 from pathlib import Path
@@ -289,6 +378,7 @@ async def test_killed_between_handler_and_mark_it_is_handled_again(
     ("arguments", "text"),
     [
         ({"key": KEY, "ttl": 0}, "ttl must be at least 1 s, got 0"),
+        ({"key": KEY, "clock": 5}, "clock must be a function that gives seconds, got 5"),
         ({"key": KEY, "lease": 60}, "lease must be 1 to 50 s, got 60"),
         (
             {"key": ""},

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from mqttapi import App
 from mqttapi.config import Settings
 from mqttapi.errors import ConfigurationError
-from mqttapi.middleware import RateLimit
+from mqttapi.middleware import Deduplicate, RateLimit
 from mqttapi.testing import TestClient
 from tests.middleware.builtin.support import Clock, fate, message
 from tests.support.mqtt import client
@@ -53,14 +54,14 @@ async def test_what_is_too_many_is_dropped_where_that_is_asked_for() -> None:
 @given(limit=st.integers(1, 4), steps=st.lists(st.integers(0, 40), max_size=40))
 def test_no_window_has_more_than_the_limit_and_none_is_refused_without_need(limit: int, steps: list[int]) -> None:
     """The oracle counts what has passed in the period before each message."""
-    clock, passed = Clock(), list[float]()
+    clock, let_through = Clock(), list[float]()
     limiter = RateLimit(limit, seconds=60, store="memory", clock=clock)
     for step in steps:
         clock.now += step
-        expected = sum(at > clock.now - 60 for at in passed) < limit
+        expected = sum(at > clock.now - 60 for at in let_through) < limit
         assert (asyncio.run(fate(limiter, message())) == "passed") is expected
         if expected:
-            passed.append(clock.now)
+            let_through.append(clock.now)
 
 
 @given(limit=st.sampled_from([1, 2, 4]), burst=st.integers(1, 6), steps=st.lists(st.integers(0, 40), max_size=40))
@@ -134,14 +135,115 @@ async def test_each_value_and_each_route_has_a_limit_of_its_own(by: Any, first: 
 
 async def test_all_messages_together_where_nothing_has_a_limit_of_its_own() -> None:
     limiter = RateLimit(2, by=None, store="memory")
-    passed = [await fate(limiter, message(f"sensors/{device}/data")) == "passed" for device in range(4)]
-    assert passed == [True, True, False, False]
+    ended = [await fate(limiter, message(f"sensors/{device}/data")) == "passed" for device in range(4)]
+    assert ended == [True, True, False, False]
 
 
 async def test_routes_with_one_name_count_together_also_in_objects_of_their_own(redis: Redis) -> None:
     first, second = (RateLimit(3, name="uploads", store=redis) for _ in range(2))
-    passed = [await fate(limiter, message(route=str(limiter))) for limiter in (first, second) * 2]
-    assert [text == "passed" for text in passed] == [True, True, True, False]
+    ended = [await fate(limiter, message(route=str(limiter))) for limiter in (first, second) * 2]
+    assert [text == "passed" for text in ended] == [True, True, True, False]
+
+
+def two_routes(settings: Settings, first: list[Any], second: list[Any]) -> App:
+    app = App("plant", settings=settings)
+
+    @app.topic("a", name="a", middleware=first)
+    async def a() -> None: ...
+
+    @app.topic("b", name="b", middleware=second)
+    async def b() -> None: ...
+
+    return app
+
+
+def settings_of(store: str, shared_redis: RedisServer) -> Settings:
+    return Settings(redis_url=shared_redis.url if store == "redis" else None)
+
+
+async def passed(app: App, topics: str) -> str:
+    """The topics of the messages that have passed."""
+    async with TestClient(app) as tester:
+        return "".join([topic for topic in topics if (await tester.publish(topic)).outcome == "done"])
+
+
+@STORES
+@STRATEGIES
+async def test_limiters_of_one_name_count_together_in_one_run_of_an_app(
+    strategy: Strategy, store: str, redis: Redis, shared_redis: RedisServer
+) -> None:
+    pair = [[RateLimit(3, by=None, name="api", strategy=strategy)] for _ in range(2)]
+    app = two_routes(settings_of(store, shared_redis), *pair)
+    assert await passed(app, "aabbb") == "aab"
+    assert await passed(app, "b") == ("b" if store == "memory" else "")
+
+
+@STORES
+@STRATEGIES
+async def test_each_may_treat_what_is_too_many_in_its_own_way(
+    store: str, strategy: Strategy, redis: Redis, shared_redis: RedisServer
+) -> None:
+    """What one has booked for later is to another one no sign of a clock that was set back."""
+    clock = Clock()
+    both: Any = {"limit": 1, "seconds": 2, "by": None, "name": "api", "strategy": strategy, "clock": clock}
+    first, second = RateLimit(**both, excess="drop"), RateLimit(**both, excess="wait", sleep=clock.sleep)
+    assert await passed(two_routes(settings_of(store, shared_redis), [first], [second]), "aaba") == "ab"
+    assert [math.ceil(wait) for wait in clock.slept] == [2]
+
+
+@STORES
+async def test_a_name_that_is_also_that_of_a_route_is_another_limiter(
+    store: str, redis: Redis, shared_redis: RedisServer
+) -> None:
+    limiters = RateLimit(2, by=None, name="b"), RateLimit(2, by=None)
+    app = two_routes(settings_of(store, shared_redis), [limiters[0]], [limiters[1]])
+    assert await passed(app, "aaabbb") == "aabb"
+
+
+@STORES
+@pytest.mark.parametrize(
+    ("given_", "count"),
+    [
+        ([{"limit": 20, "seconds": 0.3}, {"limit": 5}], 5),
+        ([{"limit": 5}, {"limit": 20}], 5),
+        ([{"limit": 5}, {"limit": 5}], 5),
+        ([{"limit": 5}, {"limit": 5, "by": None}, {"limit": 5, "by": lambda context: "a"}], 5),
+        ([{"limit": 5, "strategy": "token_bucket"}, {"limit": 5, "strategy": "token_bucket", "burst": 3}], 3),
+    ],
+)
+async def test_each_of_several_on_one_route_counts_for_itself(
+    store: str, given_: list[Any], count: int, redis: Redis, shared_redis: RedisServer
+) -> None:
+    app = two_routes(settings_of(store, shared_redis), [RateLimit(**each) for each in given_], [])
+    assert await passed(app, "a" * 12) == "a" * count
+    if store == "redis":
+        assert len(await redis.keys()) == len(given_)
+
+
+async def test_one_around_the_app_and_one_like_it_around_the_route(redis: Redis, shared_redis: RedisServer) -> None:
+    app = two_routes(settings_of("redis", shared_redis), [RateLimit(3)], [])
+    app.add_middleware(RateLimit(3))
+    assert await passed(app, "aaaabbbb") == "aaabbb"
+
+
+@STORES
+async def test_two_of_one_name_on_one_route_count_a_message_once(
+    store: str, redis: Redis, shared_redis: RedisServer
+) -> None:
+    app = two_routes(settings_of(store, shared_redis), [RateLimit(4, by=None, name="api") for _ in range(2)], [])
+    assert await passed(app, "aaaaa") == "aaaa"
+
+
+async def test_one_name_has_one_limit() -> None:
+    app = two_routes(Settings(), [RateLimit(3, name="api")], [RateLimit(4, name="api")])
+    with pytest.raises(ConfigurationError) as caught:
+        await TestClient(app).__aenter__()
+    text = str(caught.value)
+    assert text.startswith("RateLimit(4, seconds=60, excess='reject') around 'b' (test_ratelimit.py:")
+    assert text.endswith(
+        ") is called 'api', as is RateLimit(3, seconds=60, excess='reject') around 'a': limiters of one name count "
+        "together, so they need one limit, period, strategy and burst. Give one of them another name"
+    )
 
 
 async def test_what_a_sender_writes_leads_to_no_other_limiter(redis: Redis) -> None:
@@ -208,7 +310,7 @@ async def test_redis_is_that_of_the_app(shared_redis: RedisServer, redis: Redis)
     for outcome in ("done", "rejected"):
         async with TestClient(app) as tester:
             assert (await tester.publish("t")).outcome == outcome
-    assert await redis.keys() == [b"mqttapi:rate:sliding_window:plant:t:t"]
+    assert await redis.keys() == [b"mqttapi:rate:plant:route:t:sliding_window:1:60.0:1:topic:0:t"]
 
 
 async def test_memory_of_one_process_is_warned_of_where_several_share_a_route(
@@ -265,8 +367,8 @@ async def test_keys_in_redis_end_with_their_period(strategy: Strategy, redis: Re
 
 
 async def test_an_error_of_redis_is_one_of_the_message(redis: Redis) -> None:
-    await redis.set("mqttapi:rate:sliding_window:plant:ingest:sensors%2F7%2Fdata", "x")
-    limiter = RateLimit(1, by=lambda context: "sensors%2F7%2Fdata", store=redis)
+    await redis.set("mqttapi:rate:plant:route:ingest:sliding_window:1:60.0:1:device_id:0:7", "x")
+    limiter = RateLimit(1, by="device_id", store=redis)
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await fate(limiter, message())
 
@@ -348,6 +450,8 @@ async def test_five_of_a_burst_of_two_hundred_pass_three_processes(
         ({"limit": 1, "max_wait": 6}, "max_wait must be above 0 s and at most 5 s, got 6"),
         ({"limit": 1, "burst": 2}, "burst=2 is for strategy='token_bucket': a window has its limit"),
         ({"limit": 1, "burst": 0, "strategy": "token_bucket"}, "burst must be a whole number from 1 up, got 0"),
+        ({"limit": 1, "clock": 5}, "clock must be a function that gives seconds, got 5"),
+        ({"limit": 1, "sleep": None}, "sleep must be an async function that takes seconds, got None"),
         ({"limit": 1, "store": "disk"}, "store must be 'auto', 'memory', 'redis' or a client of redis.asyncio, got 'disk'"),
         (
             {"limit": 1, "by": "payload."},
@@ -360,6 +464,18 @@ def test_arguments_that_make_no_sense_are_refused(arguments: Any, text: str) -> 
     with pytest.raises(ConfigurationError) as caught:
         RateLimit(**arguments)
     assert str(caught.value) == f"RateLimit: {text}"
+
+
+@pytest.mark.parametrize(
+    "make", [lambda store: RateLimit(5, store=store), lambda store: Deduplicate("property.id", store=store)]
+)
+def test_a_client_that_cannot_be_awaited_is_refused(make: Any) -> None:
+    """It has the same methods, and would fail for each message."""
+    with pytest.raises(
+        ConfigurationError,
+        match=r"store must be 'auto', 'memory', 'redis' or a client of redis.asyncio, got <redis.client",
+    ):
+        make(SyncRedis())
 
 
 async def test_a_name_that_is_nowhere_is_the_programs_error() -> None:
