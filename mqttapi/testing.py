@@ -124,6 +124,7 @@ class TestClient:
         user_properties: Iterable[tuple[str, str]] = (),
         response_topic: str | None = None,
         correlation_data: bytes | None = None,
+        payload_format_indicator: Literal[0, 1] = 0,
     ) -> Delivery:
         """Give the app a message as if it came from the broker, and return when all its routes have ended.
 
@@ -138,6 +139,7 @@ class TestClient:
             user_properties: Names and values.
             response_topic: Where the answer goes: it is then in `Delivery.reply`, and in `published`.
             correlation_data: Comes back with the answer.
+            payload_format_indicator: 1: the sender says that the payload is UTF-8 text.
 
         Raises:
             InvalidTopic: The topic is not valid.
@@ -152,6 +154,7 @@ class TestClient:
             response_topic=response_topic,
             correlation_data=correlation_data,
             user_properties=tuple(user_properties),
+            payload_format_indicator=payload_format_indicator,
         )
         message = Message(
             topic,

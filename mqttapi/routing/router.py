@@ -178,6 +178,8 @@ class Router:
     def republish(self, source: str, to: str, *, retain: bool = False, **options: Unpack[TopicOptions]) -> None:
         """Send every message of a topic on to another, as it came: payload, QoS and properties.
 
+        The QoS is that with which it was delivered, at most the `qos` of the route: 1 unless given.
+
             router.republish("legacy/<id>/temp", "devices/<id>/temperature")
 
         Args:

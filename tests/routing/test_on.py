@@ -280,11 +280,13 @@ async def test_republish_sends_a_message_on_as_it_came() -> None:
             user_properties=[("a", "1"), ("a", "2")],
             response_topic="r",
             correlation_data=b"\xfe",
+            payload_format_indicator=1,
         )
     (sent,) = client.published
     assert (sent.topic, sent.payload, sent.qos, sent.retain) == ("devices/7/temperature", b"\x00\xff", 1, True)
     assert sent.user_properties == (("a", "1"), ("a", "2"))
     assert (sent.content_type, sent.response_topic, sent.correlation_data) == ("x/y", "r", b"\xfe")
+    assert sent.payload_format_indicator == 1
 
 
 async def test_one_topic_may_be_republished_to_several() -> None:
@@ -321,3 +323,11 @@ def test_the_prefix_stands_before_the_source_and_not_before_the_target() -> None
     assert route.template.text == "p/a/<id>"
     assert route.publish_to is not None
     assert route.publish_to.text == "b/<id>"
+
+
+async def test_qos_2_is_republished_as_such_where_the_route_says_so() -> None:
+    app = App()
+    app.republish("a/<id>", "b/<id>", qos=2)
+    async with TestClient(app) as client:
+        await client.publish("a/7", b"x", qos=2)
+    assert [sent.qos for sent in client.published] == [2]
