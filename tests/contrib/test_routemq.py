@@ -460,3 +460,27 @@ def test_certificates_have_routemqs_names(monkeypatch: pytest.MonkeyPatch) -> No
 def test_settings_may_be_given() -> None:
     given = Settings(broker="mine")
     assert Application(Router(), settings=given).settings is given
+
+
+async def test_what_a_constructor_assigns_to_redis_or_db_is_the_objects_own() -> None:
+    class Counting(Controller):
+        def __init__(self) -> None:
+            self.redis = {"count": 1}  # type: ignore[assignment]  # as RouteMQ's documentation does
+
+        async def handle(self, payload: Any, client: Any) -> None:
+            SEEN.append(self.redis)
+
+    class Keeping(Middleware):
+        def __init__(self) -> None:
+            self.db = "mine"  # type: ignore[assignment]  # likewise
+
+        async def handle(self, context: Any, next_handler: Any, /) -> Any:
+            SEEN.append(self.db)
+            return await next_handler(context)
+
+    router = Router()
+    router.on("a", Counting.handle, middleware=[Keeping()])
+    app = Application(router)
+    async with TestClient(app) as client:
+        await client.publish("a", b"x")
+    assert SEEN == ["mine", {"count": 1}]
