@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import keyword
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -36,8 +37,11 @@ def new(
     """Begin a project: app/routers, app/controllers, app/middleware and app/models, found by themselves."""
     directory = Path(name)
     title = directory.resolve().name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", title):
-        raise ConfigurationError(f"new: a project's name has letters, digits, '.', '_' and '-', got {title!r}")
+    if not name or not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", title):
+        raise ConfigurationError(
+            "new: a project's name has letters, digits, '.', '_' and '-', and begins and ends with a letter or a digit, "
+            f"got {(name and title)!r}. Choose another, or '.' for the current directory"
+        )
     files = {path: text.replace("NAME", title) for path, text in templates.PROJECT.items()}
     _write(directory, files, "new")
     enter = "" if directory.resolve() == Path.cwd() else f"cd {name} && "
@@ -60,13 +64,23 @@ def make(
             raise ConfigurationError(
                 f"make {kind}: {name!r} must be made of Python names, such as Device or admin/Device"
             )
+        if keyword.iskeyword(part):
+            raise ConfigurationError(
+                f"make {kind}: {name!r} needs something called {part!r}, a word that Python keeps for itself. Choose "
+                "another name"
+            )
+        if kind == "router" and part.startswith("_"):
+            raise ConfigurationError(
+                f"make router: {name!r} would not be found: what begins with '_' is left out, as a helper. Choose "
+                "another name"
+            )
     package = Path("app", _FOLDERS[kind], *folders)
     text = templates.PARTS[kind].replace("CLASS", cls).replace("MODULE", module)
-    packages = [folder / "__init__.py" for folder in (package, *package.parents[:-1])]
+    packages = [f"{folder.as_posix()}/__init__.py" for folder in (package, *package.parents[:-1])]
     _write(app_dir, {f"{(package / module).as_posix()}.py": text}, f"make {kind}", packages)
 
 
-def _write(directory: Path, files: Mapping[str, str], command: str, empty: Iterable[Path] = ()) -> None:
+def _write(directory: Path, files: Mapping[str, str], command: str, empty: Iterable[str] = ()) -> None:
     """Write all of the files, or none; and of those in `empty` what is not there."""
     target, made = directory, list[Path]()
     try:

@@ -121,12 +121,39 @@ def test_make_refuses_names_that_are_none(in_process: InProcess, name: str) -> N
     assert written(in_process.directory) == set()
 
 
-def test_new_refuses_names_that_are_none(in_process: InProcess) -> None:
-    assert in_process("new", "a'b") == (
-        2,
-        "",
-        ["mqttapi: new: a project's name has letters, digits, '.', '_' and '-', got \"a'b\""],
+@pytest.mark.parametrize(
+    ("kind", "name", "word"),
+    [
+        ("model", "none", "None"),
+        ("model", "true", "True"),
+        ("model", "class", "class"),
+        ("controller", "import", "import"),
+        ("router", "class/x", "class"),
+    ],
+)
+def test_make_refuses_the_words_of_python(in_process: InProcess, kind: str, name: str, word: str) -> None:
+    (error,) = in_process("make", kind, name)[2]
+    assert error == (
+        f"mqttapi: make {kind}: {name!r} needs something called {word!r}, a word that Python keeps for itself. Choose "
+        "another name"
     )
+    assert written(in_process.directory) == set()
+
+
+@pytest.mark.parametrize("name", ["_x", "_old/x", "-x/y"])
+def test_make_refuses_a_router_that_would_not_be_found(in_process: InProcess, name: str) -> None:
+    assert in_process("make", "--", "router", name)[0] == 2
+    assert written(in_process.directory) == set()
+
+
+@pytest.mark.parametrize("name", ["a'b", "a-", "1.", "_a", ""])
+def test_new_refuses_names_that_are_none(in_process: InProcess, name: str) -> None:
+    (error,) = in_process("new", name)[2]
+    assert error == (
+        "mqttapi: new: a project's name has letters, digits, '.', '_' and '-', and begins and ends with a letter or a "
+        f"digit, got {name!r}. Choose another, or '.' for the current directory"
+    )
+    assert written(in_process.directory) == set()
 
 
 def test_new_refuses_a_file(in_process: InProcess) -> None:
