@@ -118,7 +118,14 @@ def test_a_module_that_leaves_the_program_is_an_error_too(package: Package) -> N
 def test_a_module_that_a_module_misses_is_named(package: Package) -> None:
     package.write("a.py", "import nosuch_module\n")
     assert str(refusal(lambda: App(discover=package.name).routes)) == (
-        f"cannot discover '{package.name}.a': it imports 'nosuch_module', which is not there"
+        f"cannot discover '{package.name}.a': '{package.name}.a' imports 'nosuch_module', which is not there"
+    )
+
+
+def test_what_a_module_says_that_it_misses_is_told(package: Package) -> None:
+    package.write("a.py", "raise ModuleNotFoundError('install the driver')\n")
+    assert str(refusal(lambda: App(discover=package.name).routes)) == (
+        f"cannot discover '{package.name}.a': importing '{package.name}.a' says: install the driver"
     )
 
 
