@@ -166,6 +166,7 @@ class App:
         self.exception_handlers: dict[type[Exception], ExceptionHandler] = {}
         self.table = RouteTable(given)
         self._discover = discover
+        self._wrong_router: str | None = None
         self._on_connect: list[Hook] = []
         self._on_disconnect: list[Hook] = []
         self._service: Service | None = None
@@ -185,12 +186,15 @@ class App:
         Raises:
             ConfigurationError: When one of its modules cannot be imported, or has no `router`.
         """
+        if self._wrong_router is not None:  # those before it are included already
+            raise ConfigurationError(self._wrong_router)
         if self._discover is not None:
             for module, router in RouterRegistry(self._discover).discover().items():
                 try:
                     self.include_router(router)
                 except ConfigurationError as error:
-                    raise ConfigurationError(f"the router of {module!r}: {error}") from None
+                    self._wrong_router = f"the router of {module!r}: {error}"
+                    raise ConfigurationError(self._wrong_router) from None
             self._discover = None
 
     def topic(self, template: str, /, **options: Unpack[TopicOptions]) -> Callable[[F], F]:

@@ -147,6 +147,15 @@ def test_a_wrong_route_names_its_module(package: Package) -> None:
     )
 
 
+def test_a_wrong_route_is_told_again_the_second_time(package: Package) -> None:
+    package.router("a.py", "a")
+    package.router("b.py", "a/#/b")
+    app = App(discover=package.name)
+    first, second = (str(refusal(lambda: app.routes)) for _ in range(2))
+    assert first.startswith(f"the router of '{package.name}.b': handler() on 'a/#/b': ")
+    assert second == first
+
+
 def test_a_wrong_declaration_is_told_with_its_module(package: Package) -> None:
     package.write("a.py", "from mqttapi import Router\nrouter = Router(qoss=1)\n")
     assert str(refusal(lambda: App(discover=package.name).routes)) == (
