@@ -13,6 +13,8 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from mqttapi.app import App
+from mqttapi.errors import ConfigurationError
 from mqttapi.message import NO_PROPERTIES, Message, Properties
 from mqttapi.payloads import encode_payload
 from mqttapi.publisher import PublishResult
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from mqttapi.app import App
     from mqttapi.publisher import Publish
     from mqttapi.runtime.outcome import Outcome
 
@@ -87,11 +88,16 @@ class TestClient:
     Args:
         app: The app to run.
         raise_exceptions: Whether `publish` raises what a handler raised (not `Drop` nor what rejects a message).
+
+    Raises:
+        ConfigurationError: When it is given something else.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
     def __init__(self, app: App, *, raise_exceptions: bool = True) -> None:
+        if not isinstance(app, App):
+            raise ConfigurationError(f"TestClient takes an App, got {app!r}: write TestClient(app)")
         self.app = app
         self.published: list[Publish] = []
         """What the app has published, in order; replies and dead letters too."""

@@ -46,6 +46,12 @@ async def test_what_a_handler_publishes_is_recorded_in_order() -> None:
     assert [(p.topic, p.payload) for p in client.published] == [("a/7", b'{"temperature":9.0}'), ("b", b"text")]
 
 
+def test_it_takes_an_app() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        TestClient("x")  # type: ignore[arg-type]  # that is the point
+    assert str(caught.value) == "TestClient takes an App, got 'x': write TestClient(app)"
+
+
 async def test_a_plain_def_may_publish_from_its_thread() -> None:
     app = App()
 

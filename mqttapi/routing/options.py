@@ -291,9 +291,10 @@ def _name(value: object) -> str | None:
     return None if value is None or (isinstance(value, str) and value) else f"name must be a text, got {value!r}"
 
 
-def _where(value: object) -> str | None:
+def _where(value: Any) -> str | None:
     if hasattr(value, "items"):
-        return None
+        wrong = [name for name in value if not isinstance(name, str)]
+        return f"where: the name of a path parameter is a text, got {wrong[0]!r}" if wrong else None
     return f"where must map names of path parameters to a pattern or a set of values, got {value!r}"
 
 

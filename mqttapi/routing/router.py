@@ -148,6 +148,10 @@ class Router:
         """
 
         def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
+            if isinstance(handler, str):
+                raise ConfigurationError(
+                    f"fallback({handler!r}): what it subscribes to is given by name: write fallback(filter={handler!r})"
+                )
             given: dict[str, Any] = dict(options)
             declaration = Declaration("#", as_handler(handler), given, fallback=True, listens=filter)
             check(given, declaration.label)

@@ -202,8 +202,8 @@ class TopicTemplate:
     def _refuse(self, source: str, rule: str) -> NoReturn:
         raise InvalidTopic(f"{_says(source)}{quote(self.text)} {rule}.")
 
-    def _unknown(self, name: str) -> str:
-        near = get_close_matches(name, self.names, 1)
+    def _unknown(self, name: object) -> str:
+        near = get_close_matches(name, self.names, 1) if isinstance(name, str) else ()
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"{quote(self.text)} has no parameter {name!r} ({', '.join(self.names) or 'it has none'}).{hint}"
 

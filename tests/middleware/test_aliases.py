@@ -292,6 +292,19 @@ def test_what_is_no_middleware_gets_no_name() -> None:
     assert refusal(lambda: App().middleware_alias("x", 3)).startswith("3 is no middleware. ")
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (type("Unfinished", (Middleware,), {}), "middleware 'x': Unfinished is abstract: it lacks handle(). "),
+        (dict, "middleware 'x': dict: its parameters cannot be read: no signature found for builtin type "),
+    ],
+)
+def test_a_class_of_which_no_middleware_can_be_made_gets_no_name(target: Any, said: str) -> None:
+    text = refusal(lambda: App().middleware_alias("x", target))
+    assert text.startswith(said)
+    assert text.endswith("or an object with 'async def handle(self, context, next_handler)'.")
+
+
 def test_a_group_is_a_list_of_what_is_known() -> None:
     app = make_app()
     assert refusal(lambda: app.middleware_group("g", "auth")) == (

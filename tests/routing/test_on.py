@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mqttapi import App, ConfigurationError, Router
+from mqttapi import App, ConfigurationError, InvalidTemplate, Router
 from mqttapi.testing import TestClient
+from mqttapi.topics import TopicTemplate
 
 
 class Kind(Enum):
@@ -331,3 +332,22 @@ async def test_qos_2_is_republished_as_such_where_the_route_says_so() -> None:
     async with TestClient(app) as client:
         await client.publish("a/7", b"x", qos=2)
     assert [sent.qos for sent in client.published] == [2]
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize("make", [lambda: App().fallback, lambda: Router().fallback])
+def test_the_filter_of_a_fallback_is_given_by_name(make: Any) -> None:
+    said = "fallback('#'): what it subscribes to is given by name: write fallback(filter='#')"
+    assert refusal(lambda: make()("#")(handler)) == said
+
+
+@pytest.mark.parametrize("where", [{5: "x"}, {"id": "x", 5: "x"}])
+def test_a_constraint_is_for_the_name_of_a_parameter(where: Any) -> None:
+    said = "where: the name of a path parameter is a text, got 5"
+    assert refusal(lambda: App("x", where=where)) == f"App('x'): {said}"
+    assert refusal(lambda: App().group(where=where)) == f"group(prefix=''): {said}"
+    assert refusal(lambda: App().on("a/<id>", handler, where=where)) == f"handler() on 'a/<id>': {said}"
+    with pytest.raises(InvalidTemplate, match="'a/<id>' has no parameter 5"):
+        TopicTemplate("a/<id>", where={5: "x"})  # type: ignore[dict-item]  # that is the point
