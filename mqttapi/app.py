@@ -161,7 +161,10 @@ class App:
         """In tests: `app.dependency_overrides[session] = fake`; read when the app starts. Takes functions and the
         types of resources; an overridden resource is never opened."""
         self.publisher = Publisher(system_topics=system_topics)
-        self.router = Router(middleware=given.pop("middleware", ()))
+        self.router = Router()
+        self.router._label = f"App({name!r})"
+        for middleware in given.pop("middleware", ()):
+            self.router.add_middleware(middleware)
         self.resources: dict[type, Resource] = {}
         self.exception_handlers: dict[type[Exception], ExceptionHandler] = {}
         self.table = RouteTable(given)
@@ -270,7 +273,7 @@ class App:
                 wildcard.
         """
         self.load()
-        return self.table.named(name).template.render(params)
+        return self.table.named(name).template.render(params, source=f"topic_for({name!r})")
 
     def middleware(self, function: F) -> F:
         """Add the decorated `async def mw(context, call_next)` to the middleware of the app, inside of what is there."""

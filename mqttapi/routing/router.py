@@ -251,8 +251,11 @@ class Router:
         label = f"{kind}(prefix={prefix!r})"
         self._refuse_beside_group(label)
         _check(label, prefix, name, options)
+        middlewares = options.pop("middleware", ())
         child = Router(prefix=prefix, name=name, **options)
         child._label = label
+        for middleware in middlewares:
+            child.add_middleware(middleware)
         self._include(child)
         return child
 

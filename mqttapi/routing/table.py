@@ -169,8 +169,9 @@ class RouteTable:
         for route in self.routes:
             if route.name == name:
                 return route
+        known = ", ".join(repr(route.name) for route in self.routes)
         raise ConfigurationError(
-            f"there is no route called {name!r}: known are {', '.join(repr(route.name) for route in self.routes)}"
+            f"there is no route called {name!r}: " + (f"known are {known}" if known else "the app has no routes yet")
         )
 
     def middleware_of(self, route: Route) -> tuple[list[MiddlewareFunction], list[MiddlewareFunction]]:

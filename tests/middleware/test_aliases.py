@@ -266,6 +266,9 @@ def test_what_is_no_middleware_is_told_with_the_route_or_router() -> None:
     assert refusal(lambda: App().on("x", handler, middleware=[wrong])).startswith(f"handler() on 'x': {said}")
     assert refusal(lambda: Router(prefix="p", middleware=[wrong])).startswith(f"Router(prefix='p'): {said}")
     assert refusal(lambda: App().middleware_group("g", [wrong])).startswith(f"middleware group 'g': {said}")
+    assert refusal(lambda: App("x", middleware=[wrong])).startswith(f"App('x'): {said}")
+    assert refusal(lambda: App("x").add_middleware(wrong)).startswith(f"App('x'): {said}")
+    assert refusal(lambda: App().group(prefix="p", middleware=[wrong])).startswith(f"group(prefix='p'): {said}")
 
 
 def test_without_middleware_takes_nothing_else() -> None:
