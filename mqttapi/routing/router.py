@@ -123,7 +123,8 @@ class Router:
         check(given, declaration.label)
         self._refuse_beside_group(declaration.label)
         where = given.pop("where", {})
-        self._accept(Declaration(template, declaration.handler, given, where).within(self))
+        asks = given.get("missing") is not None
+        self._accept(Declaration(template, declaration.handler, given, where, asks_for_row=asks).within(self))
 
     @overload
     def fallback(self, function: F, /) -> F: ...
@@ -155,6 +156,11 @@ class Router:
             given: dict[str, Any] = dict(options)
             declaration = Declaration("#", as_handler(handler), given, fallback=True, listens=filter)
             check(given, declaration.label)
+            if given.get("where"):
+                raise ConfigurationError(
+                    f"{declaration.label}: a fallback has no path parameters, got where={given['where']!r}. Leave it out, "
+                    "or write a route"
+                )
             self._refuse_beside_group(declaration.label)
             self._accept(declaration.within(self))
             return handler
@@ -195,6 +201,13 @@ class Router:
         Raises:
             ConfigurationError: When `to` has a parameter that the route has not.
         """
+        label = f"republish({source!r}, {to!r})"
+        if "publish_to" in options:
+            raise ConfigurationError(
+                f"{label}: publish_to={options['publish_to']!r} is what its second argument says. Leave it out"
+            )
+        if not isinstance(retain, bool):
+            raise ConfigurationError(f"{label}: retain must be True or False, got {retain!r}")
         given: dict[str, Any] = {**options, "publish_to": to}
         self.add(source, republishing(retain=retain), **given)
 

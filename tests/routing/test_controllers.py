@@ -518,3 +518,16 @@ async def test_an_abstract_controller_is_refused_at_the_start_unless_it_is_repla
     app.dependency_overrides[Unfinished] = type("Finished", (Unfinished,), {"work": None})
     async with TestClient(app) as client:
         assert (await client.publish("x")).outcome == "done"
+
+
+@pytest.mark.parametrize("stand_in", [object(), int])
+async def test_what_stands_in_for_a_controller_has_its_method(stand_in: object) -> None:
+    app = App()
+    app.on("x", Unfinished.handle)
+    app.dependency_overrides[Unfinished] = stand_in
+    with pytest.raises(ConfigurationError) as caught:
+        async with TestClient(app):
+            pytest.fail("started")
+    assert str(caught.value) == (
+        f"the override of Unfinished is {stand_in!r}, which has no method 'handle'. Give an object or a class that has it"
+    )

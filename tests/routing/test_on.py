@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqttapi import App, ConfigurationError, InvalidTemplate, Router
+from mqttapi import App, ConfigurationError, InvalidTemplate, RouteOptions, Router
 from mqttapi.testing import TestClient
 from mqttapi.topics import TopicTemplate
 
@@ -351,3 +351,48 @@ def test_a_constraint_is_for_the_name_of_a_parameter(where: Any) -> None:
     assert refusal(lambda: App().on("a/<id>", handler, where=where)) == f"handler() on 'a/<id>': {said}"
     with pytest.raises(InvalidTemplate, match="'a/<id>' has no parameter 5"):
         TopicTemplate("a/<id>", where={5: "x"})  # type: ignore[dict-item]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda app: app.fallback(filter="a/<id>", where={"id": "[0-9]+"})(handler),
+            "handler() on '#': a fallback has no path parameters, got where={'id': '[0-9]+'}. Leave it out, or write a route",
+        ),
+        (
+            lambda app: app.on("a/<id>", handler, missing="drop"),
+            (
+                "handler() on 'a/<id>': missing='drop', and no path parameter is a table whose row could be missing. "
+                "Leave it out, or give a parameter a SQLModel table as its hint"
+            ),
+        ),
+        (
+            lambda app: [app.pattern("id", "[0-9]+"), app.pattern("id", "[0-9]+"), app.pattern("id", "[a-z]+")],
+            (
+                "pattern('id'): it has the pattern '[0-9]+' already, got '[a-z]+'. Keep one of them; "
+                "where= of a route or a group comes before it"
+            ),
+        ),
+        (lambda app: app.republish("a", "b", retain="x"), "republish('a', 'b'): retain must be True or False, got 'x'"),
+        (
+            lambda app: app.republish("a", "b", publish_to="c"),
+            "republish('a', 'b'): publish_to='c' is what its second argument says. Leave it out",
+        ),
+        (
+            lambda app: app.on("a", handler, options=RouteOptions(description=5)),  # type: ignore[arg-type]
+            "handler() on 'a': RouteOptions: description must be a text or None, got 5",
+        ),
+        (
+            lambda app: app.on("a", handler, options=RouteOptions(tags=["x", 1])),  # type: ignore[list-item]
+            "handler() on 'a': RouteOptions: tags must be texts, got 1",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_or_no_sense_is_refused(make: Any, said: str) -> None:
+    assert refusal(lambda: make(App())) == said
+
+
+def test_a_group_may_say_missing_for_routes_without_a_row() -> None:
+    with App().group(missing="drop") as group:
+        group.on("a/<id>", handler)
