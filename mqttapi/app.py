@@ -161,11 +161,15 @@ class App:
         """In tests: `app.dependency_overrides[session] = fake`; read when the app starts. Takes functions and the
         types of resources; an overridden resource is never opened."""
         self.publisher = Publisher(system_topics=system_topics)
-        self.router = Router(middleware=given.pop("middleware", ()))
+        self.router = Router()
+        self.router._label = f"App({name!r})"
+        for middleware in given.pop("middleware", ()):
+            self.router.add_middleware(middleware)
         self.resources: dict[type, Resource] = {}
         self.exception_handlers: dict[type[Exception], ExceptionHandler] = {}
         self.table = RouteTable(given)
         self._discover = discover
+        self._wrong_router: str | None = None
         self._on_connect: list[Hook] = []
         self._on_disconnect: list[Hook] = []
         self._service: Service | None = None
@@ -185,12 +189,15 @@ class App:
         Raises:
             ConfigurationError: When one of its modules cannot be imported, or has no `router`.
         """
+        if self._wrong_router is not None:  # those before it are included already
+            raise ConfigurationError(self._wrong_router)
         if self._discover is not None:
             for module, router in RouterRegistry(self._discover).discover().items():
                 try:
                     self.include_router(router)
                 except ConfigurationError as error:
-                    raise ConfigurationError(f"the router of {module!r}: {error}") from None
+                    self._wrong_router = f"the router of {module!r}: {error}"
+                    raise ConfigurationError(self._wrong_router) from None
             self._discover = None
 
     def topic(self, template: str, /, **options: Unpack[TopicOptions]) -> Callable[[F], F]:
@@ -266,7 +273,7 @@ class App:
                 wildcard.
         """
         self.load()
-        return self.table.named(name).template.render(params)
+        return self.table.named(name).template.render(params, source=f"topic_for({name!r})")
 
     def middleware(self, function: F) -> F:
         """Add the decorated `async def mw(context, call_next)` to the middleware of the app, inside of what is there."""

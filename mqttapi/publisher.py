@@ -67,6 +67,8 @@ class PublishOptions(TypedDict, total=False):
     """Comes back with the answer, byte for byte. MQTT 5."""
     params: Mapping[str, object] | None
     """Values for the parameters of the topic, which is a template then, such as `alerts/<id>`."""
+    payload_format_indicator: int
+    """1: the payload is UTF-8 text, and brokers and receivers may check that; 0 (default): it is bytes. MQTT 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class Publish:
     """Comes back with the answer, byte for byte. MQTT 5."""
     params: Mapping[str, object] | None = None
     """Values for the parameters of `topic`."""
+    payload_format_indicator: int = 0
+    """1: the payload is UTF-8 text, and brokers and receivers may check that; 0: it is bytes. MQTT 5."""
 
     def __post_init__(self) -> None:
         if self.params is None:
@@ -112,6 +116,8 @@ class Publish:
             _check_topic(self.response_topic)
         if self.correlation_data is not None:
             _check_correlation_data(self.correlation_data)
+        if self.payload_format_indicator != 0:
+            _check_format_indicator(self.payload_format_indicator)
 
     def rendered(self) -> Publish:
         """This message with its topic rendered from `params`.
@@ -320,3 +326,10 @@ def _check_correlation_data(data: object) -> None:
         raise ConfigurationError(f"correlation_data must be bytes, got {type(data).__name__}")
     if len(data) > _MAX_U16:
         raise ConfigurationError(f"correlation_data must be at most {_MAX_U16} bytes, got {len(data)}")
+
+
+def _check_format_indicator(indicator: object) -> None:
+    if type(indicator) is not int or indicator != 1:
+        raise ConfigurationError(
+            f"payload_format_indicator must be 0 (bytes) or 1 (UTF-8 text) [MQTT5 §3.3.2.3.2], got {indicator!r}"
+        )

@@ -25,6 +25,7 @@ from mqttapi.config import (
 from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import Hooks
 from mqttapi.injection import compile_plan
+from mqttapi.injection.functions import missing_methods
 from mqttapi.injection.methods import Method
 from mqttapi.message import printable
 from mqttapi.middleware import compose
@@ -220,7 +221,14 @@ class Service:
         overrides = self.app.dependency_overrides
         for route in self.app.routes:
             method = route.handler
-            if isinstance(method, Method) and method.has_one_object and method.cls not in (opened.keys() | overrides):
+            if not isinstance(method, Method) or method.cls in (opened.keys() | overrides):
+                continue
+            if missing := missing_methods(method.cls):
+                raise ConfigurationError(
+                    f"the controller {method.cls.__name__} of {route.name!r} ({route.source}) is abstract: it lacks "
+                    f"{missing}. Register a class that has it all"
+                )
+            if method.has_one_object:
                 opened[method.cls] = method.cls()
 
     def _runner(self, route: Route, signature: Signature, index: int, opened: Mapping[type, object]) -> Runner:

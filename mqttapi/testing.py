@@ -11,21 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
+from mqttapi.app import App
+from mqttapi.errors import ConfigurationError
 from mqttapi.message import NO_PROPERTIES, Message, Properties
 from mqttapi.payloads import encode_payload
-from mqttapi.publisher import PublishResult
+from mqttapi.publisher import Publish, PublishResult
 from mqttapi.runtime.lanes import Run
 from mqttapi.service import Service
-from mqttapi.topics import TopicTemplate, validate_topic
+from mqttapi.topics import TopicTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from mqttapi.app import App
-    from mqttapi.publisher import Publish
     from mqttapi.runtime.outcome import Outcome
 
 __all__ = ["Delivery", "SyncTestClient", "TestClient"]
@@ -87,11 +87,16 @@ class TestClient:
     Args:
         app: The app to run.
         raise_exceptions: Whether `publish` raises what a handler raised (not `Drop` nor what rejects a message).
+
+    Raises:
+        ConfigurationError: When it is given something else.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
     def __init__(self, app: App, *, raise_exceptions: bool = True) -> None:
+        if not isinstance(app, App):
+            raise ConfigurationError(f"TestClient takes an App, got {app!r}: write TestClient(app)")
         self.app = app
         self.published: list[Publish] = []
         """What the app has published, in order; replies and dead letters too."""
@@ -109,7 +114,10 @@ class TestClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.__aexit__(kind, error, traceback)
+        try:
+            await self._stack.__aexit__(kind, error, traceback)
+        finally:
+            self._service = None
 
     async def publish(
         self,
@@ -121,9 +129,11 @@ class TestClient:
         dup: bool = False,
         params: Mapping[str, object] | None = None,
         content_type: str | None = None,
-        user_properties: Iterable[tuple[str, str]] = (),
+        user_properties: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         response_topic: str | None = None,
         correlation_data: bytes | None = None,
+        payload_format_indicator: Literal[0, 1] = 0,
+        expiry: int | None = None,
     ) -> Delivery:
         """Give the app a message as if it came from the broker, and return when all its routes have ended.
 
@@ -138,20 +148,40 @@ class TestClient:
             user_properties: Names and values.
             response_topic: Where the answer goes: it is then in `Delivery.reply`, and in `published`.
             correlation_data: Comes back with the answer.
+            payload_format_indicator: 1: the sender says that the payload is UTF-8 text.
+            expiry: Seconds that the message has left, whole ones.
 
         Raises:
-            InvalidTopic: The topic is not valid.
+            InvalidTopic: The topic, or the Response Topic, is not valid.
+            ConfigurationError: An option has a value that no broker sends.
+            RuntimeError: The client's block has not begun, or has ended.
             Exception: What a handler raised, unless `raise_exceptions=False`.
         """
         service = self._running()
         if params is not None:
             topic = TopicTemplate(topic).render(params)
-        validate_topic(topic)
+        for option, flag in (("retain", retain), ("dup", dup)):
+            if not isinstance(flag, bool):
+                raise ConfigurationError(f"{option} must be True or False, got {flag!r}")
+        if expiry is not None and not isinstance(expiry, int):
+            raise ConfigurationError(f"expiry must be a whole number of seconds, or None, got {expiry!r}")
+        sendable = Publish(  # checks what it is given
+            topic,
+            qos=qos,
+            expiry=expiry,
+            content_type=content_type,
+            user_properties=user_properties,
+            response_topic=response_topic,
+            correlation_data=correlation_data,
+            payload_format_indicator=payload_format_indicator,
+        )
         properties = Properties(
             content_type=content_type,
             response_topic=response_topic,
             correlation_data=correlation_data,
-            user_properties=tuple(user_properties),
+            user_properties=tuple(cast("Iterable[tuple[str, str]]", sendable.user_properties)),
+            message_expiry_interval=expiry,
+            payload_format_indicator=payload_format_indicator,
         )
         message = Message(
             topic,

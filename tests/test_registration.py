@@ -233,6 +233,13 @@ def test_topic_for_builds_a_topic_and_names_the_routes_it_knows() -> None:
     app = App()
     app.topic("sensors/<device_id>/data", name="reading")(handler)
     assert app.topic_for("reading", device_id=7) == "sensors/7/data"
+    with pytest.raises(ConfigurationError, match="there is no route called 'x': the app has no routes yet"):
+        App().topic_for("x")
+    with pytest.raises(ConfigurationError) as caught:
+        app.topic_for("reading")
+    assert str(caught.value) == (
+        "topic_for('reading'): 'sensors/<device_id>/data' needs a value for 'device_id'. Write device_id=value."
+    )
     with pytest.raises(ConfigurationError, match="there is no route called 'readng': known are 'reading'"):
         app.topic_for("readng")
 

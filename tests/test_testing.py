@@ -46,6 +46,12 @@ async def test_what_a_handler_publishes_is_recorded_in_order() -> None:
     assert [(p.topic, p.payload) for p in client.published] == [("a/7", b'{"temperature":9.0}'), ("b", b"text")]
 
 
+def test_it_takes_an_app() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        TestClient("x")  # type: ignore[arg-type]  # that is the point
+    assert str(caught.value) == "TestClient takes an App, got 'x': write TestClient(app)"
+
+
 async def test_a_plain_def_may_publish_from_its_thread() -> None:
     app = App()
 
@@ -387,3 +393,62 @@ def test_plain_tests_use_sync() -> None:
     with TestClient(app).sync() as client:
         assert client.publish("s/3").outcome == "done"
         assert client.published[0].payload == b"3"
+
+
+async def test_a_message_may_have_an_expiry() -> None:
+    app = App()
+
+    @app.topic("t")
+    async def handler(message: Message) -> None:
+        app.state.left = message.message_expiry_interval
+
+    async with TestClient(app) as client:
+        await client.publish("t", expiry=5)
+    assert app.state.left == 5
+
+
+async def test_user_properties_may_be_a_dict() -> None:
+    app = App()
+
+    @app.topic("t")
+    async def handler(message: Message) -> None:
+        app.state.got = message.user_properties
+
+    async with TestClient(app) as client:
+        await client.publish("t", user_properties={"a": "b"})
+    assert app.state.got == (("a", "b"),)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"qos": 7}, "qos must be 0, 1 or 2, got 7"),
+        ({"qos": "1"}, "qos must be 0, 1 or 2, got '1'"),
+        ({"retain": "x"}, "retain must be True or False, got 'x'"),
+        ({"dup": 1}, "dup must be True or False, got 1"),
+        ({"expiry": 0.5}, "expiry must be a whole number of seconds, or None, got 0.5"),
+        ({"expiry": -1}, "expiry must be 0 to 4294967295 seconds, or None for never, got -1"),
+        ({"correlation_data": "x"}, "correlation_data must be bytes, got str"),
+        ({"user_properties": "ab"}, "user_properties must be (name, value) pairs of str, got 'a'"),
+        ({"user_properties": [("a", 5)]}, "user property 'a' must be a str, got 5: write str(…)"),
+        ({"content_type": b"x"}, "content_type must be a str, got b'x': write str(…)"),
+    ],
+)
+async def test_what_no_broker_sends_is_refused(options: dict[str, Any], said: str) -> None:
+    async with TestClient(App()) as client:
+        with pytest.raises(ConfigurationError) as caught:
+            await client.publish("t", **options)
+    assert str(caught.value) == said
+
+
+async def test_a_response_topic_has_no_wildcards() -> None:
+    async with TestClient(App()) as client:
+        with pytest.raises(InvalidTopic):
+            await client.publish("t", response_topic="a/+")
+
+
+async def test_after_its_block_a_client_publishes_nothing() -> None:
+    async with TestClient(App()) as client:
+        pass
+    with pytest.raises(RuntimeError, match="use the client inside `async with TestClient"):
+        await client.publish("t")

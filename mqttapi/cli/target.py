@@ -112,7 +112,9 @@ def _import(target: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise TargetError(target, f"{name!r} imports {error.name!r}, which is not there") from error
+            from mqttapi.routing.registry import missing
+
+            raise TargetError(target, missing(error, name)) from error
         raise TargetError(
             target, f"there is no module {error.name!r} in {sys.path[0]}{_nearest_module(error.name)}"
         ) from None

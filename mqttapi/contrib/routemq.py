@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import logging
 import os
+import uuid
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -219,10 +220,12 @@ class Group(Router):
 
 
 class _WithClient:
-    """Puts RouteMQ's client into the context, and sees to it that each handler can be called."""
+    """Puts RouteMQ's keys into the context, and sees to it that each handler can be called."""
 
     async def handle(self, context: Context, next_handler: Endpoint, /) -> object:
         context["client"] = Client(context.app)
+        context["route_pattern"] = context.route.template.text
+        context["correlation_id"] = uuid.uuid4().hex
         return await next_handler(context)
 
     def check_route(self, route: Route) -> None:

@@ -17,7 +17,7 @@ from mqttapi.topics.syntax import parse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["column_converters"]
+__all__ = ["column_converters", "has_rows"]
 
 
 def column_converters(
@@ -56,6 +56,12 @@ def column_converters(
             )
         found[column] = Converter(column, None)
     return found
+
+
+def has_rows(names: Sequence[str], handler: Callable[..., Any], dependencies: Sequence[Depends]) -> bool:
+    """Whether one of these path parameters is a table, in the handler or in what it depends on."""
+    functions = [handler, *(marker.dependency for marker in dependencies)]
+    return any(name.removesuffix("_") in names or name in names for name, _ in _tables(functions, set()))
 
 
 def _tables(functions: Sequence[Any], seen: set[int]) -> Iterator[tuple[str, type[Any]]]:

@@ -98,6 +98,12 @@ def hint_of(function: Callable[..., Any], parameter: inspect.Parameter, owner: s
     return _resolve(function, parameter.name, parameter.annotation, owner)
 
 
+def missing_methods(cls: object) -> str:
+    """What an abstract class lacks, as `handle(), stop()`; empty where its objects can be made."""
+    names: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset()) if isinstance(cls, type) else frozenset()
+    return ", ".join(f"{name}()" for name in sorted(names))
+
+
 def returned_by(function: Callable[..., Any], owner: str) -> Any:
     """The hint of what a function returns.
 

@@ -31,8 +31,11 @@ def override(signature: Signature, overrides: Mapping[Any, Any]) -> Signature:
     """
     if not overrides:
         return signature
+    method = signature.handler.original
+    if isinstance(method, Method) and method.cls in overrides:
+        _check_stand_in(method, overrides[method.cls])
     replacing = _Replacing(Analysis(signature.template, signature.resources, signature.handler.original), overrides)
-    handler, method = replacing.call(signature.handler), signature.handler.original
+    handler = replacing.call(signature.handler)
     if isinstance(method, Method) and method.cls in overrides:
         handler = replace(handler, function=method.of_object)
     overridden = replace(
@@ -42,6 +45,15 @@ def override(signature: Signature, overrides: Mapping[Any, Any]) -> Signature:
     )
     check_payloads(overridden)
     return overridden
+
+
+def _check_stand_in(method: Method, value: object) -> None:
+    """A function may return anything; of an object or a class it shows whether it has the method."""
+    if (isinstance(value, type) or not is_factory(value)) and not hasattr(value, method.name):
+        raise ConfigurationError(
+            f"the override of {method.cls.__name__} is {value!r}, which has no method {method.name!r}. Give an object or "
+            "a class that has it"
+        )
 
 
 class _Replacing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.errors import ConfigurationError, Drop, InvalidParameter
 from mqttapi.injection.hints import Hint
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from mqttapi.context import Context
 
-__all__ = ["column_of", "key_reader", "row_loader", "session_type"]
+__all__ = ["column_of", "key_reader", "may_hold", "row_loader", "session_type"]
+
+_ANY_COLUMN: Final = range(-(2**15), 2**15)
+"""What every column of whole numbers holds."""
 
 
 def session_type(resources: Collection[type[Any]]) -> type[Any] | None:
@@ -63,7 +66,7 @@ def row_loader(label: str, hint: Hint, column: str) -> Callable[[Any, Any, Any],
 
     async def load(session: Any, key: Any, context: Any) -> Any:
         row = None
-        if key is not None:
+        if key is not None and may_hold(session, table, column, key):
             if is_key:
                 row = await session.get(table, key)
             else:
@@ -74,6 +77,22 @@ def row_loader(label: str, hint: Hint, column: str) -> Callable[[Any, Any, Any],
         return row
 
     return load
+
+
+def may_hold(session: Any, table: type[Any], column: str, key: Any) -> bool:
+    """Whether a column of whole numbers is wide enough for a key; asked for a larger one, drivers raise."""
+    if not isinstance(key, int) or key in _ANY_COLUMN:
+        return True
+    from sqlalchemy import BigInteger, Integer, SmallInteger, inspect
+
+    kind = inspect(table).columns[column].type
+    if not isinstance(kind, Integer):
+        return True
+    if session.get_bind(table).dialect.name != "postgresql":  # SQLite has one size, and others compare what they get
+        bits = 64
+    else:
+        bits = 64 if isinstance(kind, BigInteger) else 16 if isinstance(kind, SmallInteger) else 32
+    return key in range(-(2 ** (bits - 1)), 2 ** (bits - 1))
 
 
 async def _missing(context: Context, table: type[Any], reason: str) -> Any:

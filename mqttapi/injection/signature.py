@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Analysis", "analyse", "check_payloads"]
 
+_INTERNAL: Final = "mqttapi.resources.relay.Relay"
+"""What only `Outbox` asks for."""
 _BY_NAME: Final = {
     "client": "context.app.publisher",
     "context": "context",
@@ -197,7 +199,9 @@ class Analysis:
         """Rule 6."""
         names = self._template.names
         near = get_close_matches(parameter.name, (*names, *_BY_NAME) if hint.whole is MISSING else names, n=1)
-        types = sorted({"Context", "Message", *(kind.__name__ for kind in self._resources)})
+        types = sorted(
+            {"Context", "Message", *(kind.__name__ for kind in self._resources if _full_name(kind) != _INTERNAL)}
+        )
         guess = f"Did you mean {near[0]!r}? " if near else ""
         name = getattr(hint.only, "__name__", None)
         like = next((kind for kind in self._resources if kind.__name__ == name), None)

@@ -9,10 +9,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError, InvalidParameter
-from mqttapi.injection.functions import called, hint_of, kind_of
+from mqttapi.injection.functions import called, hint_of, kind_of, missing_methods
 from mqttapi.injection.hints import Hint
 from mqttapi.injection.validation import parameter_reader
-from mqttapi.middleware.chain import as_middleware, check_middleware
+from mqttapi.middleware.chain import FORM, as_middleware, check_middleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -58,7 +58,9 @@ class Aliases:
             ConfigurationError: When the name is taken or none, or `target` can be neither.
         """
         self._check_name(name)
-        if not _makes(target):
+        if _makes(target):
+            _check_maker(name, target)
+        else:
             as_middleware(target)
         self._targets[name] = target
 
@@ -139,6 +141,16 @@ def _makes(target: object) -> bool:
     if isinstance(target, type):
         return True
     return callable(target) and not hasattr(target, "handle") and not kind_of(target).is_async
+
+
+def _check_maker(name: str, target: Any) -> None:
+    label = f"middleware {name!r}: {called(target).removesuffix('()')}"
+    if missing := missing_methods(target):
+        raise ConfigurationError(f"{label} is abstract: it lacks {missing}. {FORM}")
+    try:
+        inspect.signature(target)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{label}: its parameters cannot be read: {error}. {FORM}") from None
 
 
 def _refuse_parameters(target: object, text: str, name: str, where: str) -> object:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mqttapi.context import Context
     from mqttapi.injection import Endpoint
 
-__all__ = ["MiddlewareFunction", "MiddlewareLike", "as_middleware", "check_middleware", "compose"]
+__all__ = ["FORM", "MiddlewareFunction", "MiddlewareLike", "as_middleware", "check_middleware", "compose"]
 
 MiddlewareFunction: TypeAlias = "Callable[[Context, Endpoint], Awaitable[Any]]"
 """`async def mw(context, call_next)`: `call_next` may be called again, to run everything inside once more."""

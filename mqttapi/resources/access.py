@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.publisher import Publisher
 from mqttapi.resources.backends import Backends
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Unpack
 
     from redis.asyncio import Redis
@@ -32,6 +32,21 @@ class _ClassLogger:
         return logging.getLogger(f"{owner.__module__}.{owner.__qualname__}")
 
 
+class _Opened(Generic[T]):
+    """A property, but that what an object assigns to the name is its own."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> Self | T:
+        return self if instance is None else self._function(instance)
+
+
 class Access:
     """The resources of the app that runs; usable while it does."""
 
@@ -40,7 +55,7 @@ class Access:
     logger = _ClassLogger()
     """The logger called as the class, with its module. Static methods have it by the class."""
 
-    @property
+    @_Opened
     def redis(self) -> Redis:
         """The connection to Redis.
 
@@ -51,7 +66,7 @@ class Access:
 
         return self._of(Redis, "redis")
 
-    @property
+    @_Opened
     def db(self) -> Database:
         """The database: `await self.db.query(sql, **params)`, `async with self.db.session() as session`.
 

@@ -113,6 +113,7 @@ def row_of(publish: Publish) -> dict[str, Any]:
         "user_properties": list(publish.user_properties) or None,
         "response_topic": publish.response_topic,
         "correlation_data": None if data is None else b64encode(data).decode(),
+        "payload_format_indicator": publish.payload_format_indicator or None,
     }
     return {
         "topic": publish.topic,

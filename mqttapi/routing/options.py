@@ -291,9 +291,10 @@ def _name(value: object) -> str | None:
     return None if value is None or (isinstance(value, str) and value) else f"name must be a text, got {value!r}"
 
 
-def _where(value: object) -> str | None:
+def _where(value: Any) -> str | None:
     if hasattr(value, "items"):
-        return None
+        wrong = [name for name in value if not isinstance(name, str)]
+        return f"where: the name of a path parameter is a text, got {wrong[0]!r}" if wrong else None
     return f"where must map names of path parameters to a pattern or a set of values, got {value!r}"
 
 
@@ -315,6 +316,12 @@ def _options(value: object) -> str | None:
     if not isinstance(value, RouteOptions):
         return f"options must be a RouteOptions(...), got {value!r}"
     problem = _without_middleware(value.without_middleware) or _sequence("tags", "'slow'")(value.tags)
+    description: object = value.description
+    tags: Sequence[object] = value.tags
+    if not (description is None or isinstance(description, str)):
+        problem = f"description must be a text or None, got {description!r}"
+    if problem is None and (wrong := [tag for tag in tags if not isinstance(tag, str)]):
+        problem = f"tags must be texts, got {wrong[0]!r}"
     for name in ("no_local", "retain_as_published"):
         flag = getattr(value, name)
         if not (flag is None or isinstance(flag, bool)):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import ModuleType
 
-__all__ = ["RouterRegistry"]
+__all__ = ["RouterRegistry", "missing"]
 
 
 class RouterRegistry:
@@ -57,11 +57,16 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise ConfigurationError(f"there is no package {name!r} to discover routers in") from None
-        raise ConfigurationError(f"cannot discover {name!r}: it imports {error.name!r}, which is not there") from error
+        raise ConfigurationError(f"cannot discover {name!r}: {missing(error, name)}") from error
     except ConfigurationError as error:  # says all there is to say
         raise ConfigurationError(f"cannot discover {name!r}: {error}") from error
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"cannot discover {name!r}: importing it raised {type(error).__name__}") from error
+
+
+def missing(error: ModuleNotFoundError, name: str) -> str:
+    """Why the module called `name` cannot be imported: another one is not there, or what its own code says."""
+    return f"{name!r} imports {error.name!r}, which is not there" if error.name else f"importing {name!r} says: {error}"
 
 
 def _modules(package: ModuleType) -> Iterator[str]:

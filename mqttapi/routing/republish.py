@@ -34,6 +34,7 @@ def republishing(*, retain: bool) -> Callable[[Context], Awaitable[Publish]]:
             user_properties=message.user_properties,
             response_topic=message.response_topic,
             correlation_data=message.correlation_data,
+            payload_format_indicator=message.properties.payload_format_indicator,
         )
 
     republish.__qualname__ = "republish"

@@ -38,6 +38,8 @@ class Declaration:
     """Whether it is for what no other route matches."""
     listens: str | None = None
     """What a fallback subscribes to: a template."""
+    asks_for_row: bool = False
+    """Whether the route itself has `missing=`."""
     scopes: tuple[Router, ...] = ()
     """The routers it was declared under, outermost first: their middleware runs around the route's own."""
 

@@ -123,7 +123,8 @@ class Router:
         check(given, declaration.label)
         self._refuse_beside_group(declaration.label)
         where = given.pop("where", {})
-        self._accept(Declaration(template, declaration.handler, given, where).within(self))
+        asks = given.get("missing") is not None
+        self._accept(Declaration(template, declaration.handler, given, where, asks_for_row=asks).within(self))
 
     @overload
     def fallback(self, function: F, /) -> F: ...
@@ -148,9 +149,18 @@ class Router:
         """
 
         def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
+            if isinstance(handler, str):
+                raise ConfigurationError(
+                    f"fallback({handler!r}): what it subscribes to is given by name: write fallback(filter={handler!r})"
+                )
             given: dict[str, Any] = dict(options)
             declaration = Declaration("#", as_handler(handler), given, fallback=True, listens=filter)
             check(given, declaration.label)
+            if given.get("where"):
+                raise ConfigurationError(
+                    f"{declaration.label}: a fallback has no path parameters, got where={given['where']!r}. Leave it out, "
+                    "or write a route"
+                )
             self._refuse_beside_group(declaration.label)
             self._accept(declaration.within(self))
             return handler
@@ -178,6 +188,8 @@ class Router:
     def republish(self, source: str, to: str, *, retain: bool = False, **options: Unpack[TopicOptions]) -> None:
         """Send every message of a topic on to another, as it came: payload, QoS and properties.
 
+        The QoS is that with which it was delivered, at most the `qos` of the route: 1 unless given.
+
             router.republish("legacy/<id>/temp", "devices/<id>/temperature")
 
         Args:
@@ -189,6 +201,13 @@ class Router:
         Raises:
             ConfigurationError: When `to` has a parameter that the route has not.
         """
+        label = f"republish({source!r}, {to!r})"
+        if "publish_to" in options:
+            raise ConfigurationError(
+                f"{label}: publish_to={options['publish_to']!r} is what its second argument says. Leave it out"
+            )
+        if not isinstance(retain, bool):
+            raise ConfigurationError(f"{label}: retain must be True or False, got {retain!r}")
         given: dict[str, Any] = {**options, "publish_to": to}
         self.add(source, republishing(retain=retain), **given)
 
@@ -245,8 +264,11 @@ class Router:
         label = f"{kind}(prefix={prefix!r})"
         self._refuse_beside_group(label)
         _check(label, prefix, name, options)
+        middlewares = options.pop("middleware", ())
         child = Router(prefix=prefix, name=name, **options)
         child._label = label
+        for middleware in middlewares:
+            child.add_middleware(middleware)
         self._include(child)
         return child
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection import analyse
-from mqttapi.injection.columns import column_converters
+from mqttapi.injection.columns import column_converters, has_rows
 from mqttapi.middleware import Aliases
 from mqttapi.resources.backends import known_types
 from mqttapi.routing.destination import Destination
@@ -55,6 +55,7 @@ class RouteTable:
         self.routes: list[Route] = []
         self.aliases = Aliases()
         self._options = {**_DEFAULTS, **options}
+        self._patterns: dict[str, object] = {}
 
     def add_pattern(self, name: str, constraint: object) -> None:
         """Let `constraint` hold for the parameter `name` of every route to come.
@@ -68,7 +69,14 @@ class RouteTable:
                     f"pattern({name!r}): the route {route.name!r} ({route.source}) has this parameter already. "
                     "Set patterns before the routes are registered"
                 )
+        patterns = self._patterns
+        if name in patterns and patterns[name] != constraint:
+            raise ConfigurationError(
+                f"pattern({name!r}): it has the pattern {patterns[name]!r} already, got {constraint!r}. Keep one of them; "
+                "where= of a route or a group comes before it"
+            )
         TopicTemplate(f"pattern/<{name}>", where={name: constraint})  # type: ignore[dict-item]  # what it has to find out
+        patterns[name] = constraint
         self._options["where"] = {**self._options.get("where", {}), name: constraint}
 
     def add(self, declaration: Declaration, resources: Collection[type]) -> None:
@@ -106,6 +114,11 @@ class RouteTable:
             dependencies=dependencies,
             name=options.get("name"),
         )
+        if declaration.asks_for_row and not has_rows(template.names, declaration.handler, options["dependencies"]):
+            raise ConfigurationError(
+                f"{label}: missing={options['missing']!r}, and no path parameter is a table whose row could be missing. "
+                "Leave it out, or give a parameter a SQLModel table as its hint"
+            )
         name = self._name(declaration, options.get("name"))
         sent = {
             option: text and Destination(text, source=template, route=name, label=f"{label}: {option}")
@@ -169,8 +182,9 @@ class RouteTable:
         for route in self.routes:
             if route.name == name:
                 return route
+        known = ", ".join(repr(route.name) for route in self.routes)
         raise ConfigurationError(
-            f"there is no route called {name!r}: known are {', '.join(repr(route.name) for route in self.routes)}"
+            f"there is no route called {name!r}: " + (f"known are {known}" if known else "the app has no routes yet")
         )
 
     def middleware_of(self, route: Route) -> tuple[list[MiddlewareFunction], list[MiddlewareFunction]]:

@@ -154,7 +154,7 @@ class TopicTemplate:
         ]
 
     def render(self, params: Mapping[str, object], *, source: str = "", topics: Collection[str] = ()) -> str:
-        """The topic with `params` put in; `source` says in errors who asked.
+        """The topic with `params` put in; `source` says in errors who asked, by keywords.
 
         A value must be one level that its parameter matches, so that nobody can add levels, wildcards or a leading `$`
         through it; that of a `path` may have several levels. Parameters named in `topics` take a whole topic, as it
@@ -180,7 +180,8 @@ class TopicTemplate:
         texts: list[str] = []
         for slot in level.slots:
             if slot.name not in params:
-                self._refuse(source, f"needs a value for {slot.name!r}. Write params={{{slot.name!r}: ...}}")
+                write = f"{slot.name}=value" if source else f"params={{{slot.name!r}: ...}}"
+                self._refuse(source, f"needs a value for {slot.name!r}. Write {write}")
             value, parameter = params[slot.name], self.parameters[slot.name]
             text = _text(value, parameter.type)
             if text is None:
@@ -202,8 +203,8 @@ class TopicTemplate:
     def _refuse(self, source: str, rule: str) -> NoReturn:
         raise InvalidTopic(f"{_says(source)}{quote(self.text)} {rule}.")
 
-    def _unknown(self, name: str) -> str:
-        near = get_close_matches(name, self.names, 1)
+    def _unknown(self, name: object) -> str:
+        near = get_close_matches(name, self.names, 1) if isinstance(name, str) else ()
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"{quote(self.text)} has no parameter {name!r} ({', '.join(self.names) or 'it has none'}).{hint}"
 

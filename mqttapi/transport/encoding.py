@@ -57,11 +57,12 @@ def has_properties(publish: Publish) -> bool:
         or publish.content_type is not None
         or publish.response_topic is not None
         or publish.correlation_data is not None
+        or publish.payload_format_indicator
     )
 
 
 def _properties(publish: Publish) -> bytes:
-    parts: list[bytes] = []
+    parts: list[bytes] = [b"\x01\x01"] if publish.payload_format_indicator else []
     if publish.expiry is not None:
         parts += b"\x02", math.ceil(publish.expiry).to_bytes(4, "big")
     if publish.content_type is not None:

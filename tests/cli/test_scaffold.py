@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -119,17 +121,97 @@ def test_make_refuses_names_that_are_none(in_process: InProcess, name: str) -> N
     assert written(in_process.directory) == set()
 
 
-def test_new_refuses_names_that_are_none(in_process: InProcess) -> None:
-    assert in_process("new", "a'b") == (
-        2,
-        "",
-        ["mqttapi: new: a project's name has letters, digits, '.', '_' and '-', got \"a'b\""],
+@pytest.mark.parametrize(
+    ("kind", "name", "word"),
+    [
+        ("model", "none", "None"),
+        ("model", "true", "True"),
+        ("model", "class", "class"),
+        ("controller", "import", "import"),
+        ("router", "class/x", "class"),
+    ],
+)
+def test_make_refuses_the_words_of_python(in_process: InProcess, kind: str, name: str, word: str) -> None:
+    (error,) = in_process("make", kind, name)[2]
+    assert error == (
+        f"mqttapi: make {kind}: {name!r} needs something called {word!r}, a word that Python keeps for itself. Choose "
+        "another name"
     )
+    assert written(in_process.directory) == set()
+
+
+@pytest.mark.parametrize("name", ["_x", "_old/x", "-x/y"])
+def test_make_refuses_a_router_that_would_not_be_found(in_process: InProcess, name: str) -> None:
+    assert in_process("make", "--", "router", name)[0] == 2
+    assert written(in_process.directory) == set()
+
+
+@pytest.mark.parametrize("name", ["a'b", "a-", "1.", "_a", ""])
+def test_new_refuses_names_that_are_none(in_process: InProcess, name: str) -> None:
+    (error,) = in_process("new", name)[2]
+    assert error == (
+        "mqttapi: new: a project's name has letters, digits, '.', '_' and '-', and begins and ends with a letter or a "
+        f"digit, got {name!r}. Choose another, or '.' for the current directory"
+    )
+    assert written(in_process.directory) == set()
 
 
 def test_new_refuses_a_file(in_process: InProcess) -> None:
     in_process.write("plant", "mine")
-    assert in_process("new", "plant") == (2, "", ["mqttapi: new: 'plant' is no directory"])
+    assert in_process("new", "plant") == (
+        2,
+        "",
+        ["mqttapi: new: 'plant' is no directory: nothing was written. Move it away, or choose another place"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "command"),
+    [
+        ("app", ("make", "router", "x"), "make router"),
+        ("app/routers", ("make", "router", "x"), "make router"),
+        ("app", ("new", "."), "new"),
+        ("app/routers", ("new", "."), "new"),
+    ],
+)
+def test_a_file_where_a_directory_must_be_is_named_and_nothing_is_left_behind(
+    in_process: InProcess, file: str, arguments: tuple[str, ...], command: str
+) -> None:
+    in_process.write(file, "mine")
+    assert in_process(*arguments) == (
+        2,
+        "",
+        [f"mqttapi: {command}: {file!r} is no directory: nothing was written. Move it away, or choose another place"],
+    )
+    assert written(in_process.directory) == {file}
+
+
+def test_what_cannot_be_written_is_named_and_nothing_is_left_behind(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, count = Path.write_text, itertools.count()
+
+    def until_the_disk_is_full(path: Path, text: str, encoding: str) -> int:
+        if next(count) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, text, encoding)
+
+    monkeypatch.setattr(Path, "write_text", until_the_disk_is_full)
+    code, said, errors = in_process("new", "a/plant")
+    assert (code, said) == (2, "")
+    (error,) = errors
+    assert error == (
+        "mqttapi: new: 'a/plant/app/controllers/__init__.py' cannot be written: No space left on device; nothing was. "
+        "Choose another place"
+    )
+    assert list(in_process.directory.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc here")
+def test_a_place_where_no_directory_can_be_made_is_named(in_process: InProcess) -> None:
+    code, said, errors = in_process("new", "/proc/nope")
+    assert (code, said, len(errors)) == (2, "", 1)
+    assert errors[0].startswith("mqttapi: new: '/proc/nope/app/__init__.py' cannot be written: ")
 
 
 def test_make_knows_four_kinds(in_process: InProcess) -> None:

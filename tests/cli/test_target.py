@@ -130,6 +130,12 @@ def test_a_module_that_the_users_module_misses_is_not_mistaken_for_the_target(in
     assert lines[-1] == "mqttapi: cannot load 'main:app': 'main' imports 'nosuch', which is not there"
 
 
+def test_what_the_users_module_says_that_it_misses_is_told(in_process: InProcess) -> None:
+    in_process.write("main.py", "raise ModuleNotFoundError('install the driver')\n")
+    lines = _error(in_process, "main:app")
+    assert lines[-1] == "mqttapi: cannot load 'main:app': importing 'main' says: install the driver"
+
+
 def test_an_error_in_main_is_not_hidden_by_trying_app(in_process: InProcess) -> None:
     in_process.write("main.py", "1/0\n")
     in_process.write("app.py", APP)

@@ -460,3 +460,42 @@ def test_certificates_have_routemqs_names(monkeypatch: pytest.MonkeyPatch) -> No
 def test_settings_may_be_given() -> None:
     given = Settings(broker="mine")
     assert Application(Router(), settings=given).settings is given
+
+
+async def test_what_a_constructor_assigns_to_redis_or_db_is_the_objects_own() -> None:
+    class Counting(Controller):
+        def __init__(self) -> None:
+            self.redis = {"count": 1}  # type: ignore[assignment]  # as RouteMQ's documentation does
+
+        async def handle(self, payload: Any, client: Any) -> None:
+            SEEN.append(self.redis)
+
+    class Keeping(Middleware):
+        def __init__(self) -> None:
+            self.db = "mine"  # type: ignore[assignment]  # likewise
+
+        async def handle(self, context: Any, next_handler: Any, /) -> Any:
+            SEEN.append(self.db)
+            return await next_handler(context)
+
+    router = Router()
+    router.on("a", Counting.handle, middleware=[Keeping()])
+    app = Application(router)
+    async with TestClient(app) as client:
+        await client.publish("a", b"x")
+    assert SEEN == ["mine", {"count": 1}]
+
+
+async def test_middleware_finds_the_pattern_of_the_route_and_a_correlation_id() -> None:
+    async def noting(context: Any, next_handler: Any) -> Any:
+        SEEN.append((context["route_pattern"], context.get("correlation_id")))
+        return await next_handler(context)
+
+    router = Router()
+    router.on("a/{device_id}", keywords, middleware=[noting])
+    async with TestClient(Application(router)) as client:
+        await client.publish("a/1", b"x")
+        await client.publish("a/1", b"x")
+    noted = [each for each in SEEN if isinstance(each, tuple) and each[0] == "a/{device_id}"]
+    assert len(noted) == len({identifier for _, identifier in noted}) == 2
+    assert all(len(identifier) == 32 for _, identifier in noted)

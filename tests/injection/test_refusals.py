@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from mqttapi.injection import Depends, Payload, UserProperty
+from mqttapi.resources.outbox import Outbox
+from mqttapi.resources.relay import Relay
 from tests.injection.plans import refusal
 
 CHOICES = (
@@ -401,3 +403,9 @@ def test_a_generator_as_handler(handler) -> None:
         f"{handler.__name__}(): a handler cannot 'yield'. "
         "Return a value; 'yield' belongs in a dependency, Depends(...)."
     )
+
+
+def test_what_the_outbox_alone_asks_for_is_not_offered() -> None:
+    async def handler(unknown: complex): ...
+
+    assert "Injectable are Context, Message, Outbox, Depends(...)" in refusal(handler, resources=[Relay, Outbox])

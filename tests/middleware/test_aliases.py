@@ -266,6 +266,9 @@ def test_what_is_no_middleware_is_told_with_the_route_or_router() -> None:
     assert refusal(lambda: App().on("x", handler, middleware=[wrong])).startswith(f"handler() on 'x': {said}")
     assert refusal(lambda: Router(prefix="p", middleware=[wrong])).startswith(f"Router(prefix='p'): {said}")
     assert refusal(lambda: App().middleware_group("g", [wrong])).startswith(f"middleware group 'g': {said}")
+    assert refusal(lambda: App("x", middleware=[wrong])).startswith(f"App('x'): {said}")
+    assert refusal(lambda: App("x").add_middleware(wrong)).startswith(f"App('x'): {said}")
+    assert refusal(lambda: App().group(prefix="p", middleware=[wrong])).startswith(f"group(prefix='p'): {said}")
 
 
 def test_without_middleware_takes_nothing_else() -> None:
@@ -290,6 +293,19 @@ def test_a_name_is_given_once() -> None:
 
 def test_what_is_no_middleware_gets_no_name() -> None:
     assert refusal(lambda: App().middleware_alias("x", 3)).startswith("3 is no middleware. ")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (type("Unfinished", (Middleware,), {}), "middleware 'x': Unfinished is abstract: it lacks handle(). "),
+        (dict, "middleware 'x': dict: its parameters cannot be read: no signature found for builtin type "),
+    ],
+)
+def test_a_class_of_which_no_middleware_can_be_made_gets_no_name(target: Any, said: str) -> None:
+    text = refusal(lambda: App().middleware_alias("x", target))
+    assert text.startswith(said)
+    assert text.endswith("or an object with 'async def handle(self, context, next_handler)'.")
 
 
 def test_a_group_is_a_list_of_what_is_known() -> None:

@@ -67,7 +67,7 @@ async def test_params_fill_the_template() -> None:
             "ttl",
             (
                 "publish to 'a/b': unknown option 'ttl'. Known are: qos, retain, expiry, content_type, user_properties, "
-                "response_topic, correlation_data, params."
+                "response_topic, correlation_data, params, payload_format_indicator."
             ),
         ),
     ],
@@ -164,6 +164,14 @@ async def test_a_timeout_gives_up_and_withdraws() -> None:
         ({"content_type": "\udfff"}, "content_type must not hold a surrogate [MQTT-1.5.4-1]: U+DFFF at 0"),
         ({"content_type": b"x"}, "content_type must be a str, got b'x': write str(…)"),
         ({"correlation_data": "x"}, "correlation_data must be bytes, got str"),
+        (
+            {"payload_format_indicator": 2},
+            "payload_format_indicator must be 0 (bytes) or 1 (UTF-8 text) [MQTT5 §3.3.2.3.2], got 2",
+        ),
+        (
+            {"payload_format_indicator": True},
+            "payload_format_indicator must be 0 (bytes) or 1 (UTF-8 text) [MQTT5 §3.3.2.3.2], got True",
+        ),
         ({"correlation_data": b"x" * 65_536}, "correlation_data must be at most 65535 bytes, got 65536"),
     ],
 )

@@ -362,7 +362,7 @@ async def test_nothing_is_sent_for_a_handler_that_failed(file: Path) -> None:
     assert keys(file) == set()
 
 
-@pytest.mark.parametrize("response_topic", ["$SYS/x", "a/+"])
+@pytest.mark.parametrize("response_topic", ["$SYS/x", "$SYS"])
 async def test_a_response_topic_that_cannot_be_answered_is_no_failure_of_the_handler(
     file: Path, response_topic: str
 ) -> None:

@@ -183,6 +183,7 @@ async def test_what_could_never_be_sent_fails_the_handler_and_is_not_kept(
     user_properties=st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xy")), max_size=3),
     response_topic=st.none() | st.just("answers"),
     correlation_data=st.none() | st.binary(max_size=20),
+    payload_format_indicator=st.sampled_from([0, 1]),
 )
 def test_a_message_leaves_the_table_as_it_came(**fields: Any) -> None:
     class Row:

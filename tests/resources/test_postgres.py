@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import BigInteger, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlmodel import Field, SQLModel
 
 from mqttapi import App, ResourceUnavailable
 from mqttapi.config import Settings
@@ -76,6 +77,26 @@ async def test_tables_are_created_once_though_many_create_them(postgres: Postgre
     await asyncio.gather(*(create_tables(engine) for engine in engines))
     for engine in engines:
         await engine.dispose()
+
+
+class PostgresRow(SQLModel, table=True):
+    id: int = Field(primary_key=True)
+    large: int = Field(sa_type=BigInteger)
+
+
+@pytest.mark.parametrize("topic", ["id/2147483648", "large/9223372036854775808", "large/2147483648"])
+async def test_a_number_that_the_column_cannot_hold_is_not_found(postgres: PostgresServer, topic: str) -> None:
+    app = App("pg", settings=settings(postgres))
+
+    @app.topic("id/<row>")
+    @app.topic("large/<row:large>")
+    async def read(row: PostgresRow, session: Session) -> None: ...
+
+    async with TestClient(app, raise_exceptions=False) as client:
+        async with app.opened(AsyncEngine).begin() as connection:
+            await connection.run_sync(SQLModel.metadata.tables["postgresrow"].create, checkfirst=True)
+        delivery = await client.publish(topic)
+    assert (delivery.outcome, delivery.reason) == ("rejected", "path parameter 'row': PostgresRow not found")
 
 
 async def test_connections_outlive_a_restart(postgres: PostgresServer) -> None:

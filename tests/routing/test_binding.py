@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import BigInteger
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import Field, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from mqttapi import App, ConfigurationError, Context, Controller, Depends, Drop, topic
+from mqttapi.injection.rows import may_hold
 from mqttapi.testing import TestClient
 
 
@@ -122,6 +125,20 @@ async def test_without_a_row_the_message_is_rejected() -> None:
 
     outcome, reason, _ = await handled(app, "devices/A-9")
     assert (outcome, reason) == ("rejected", "path parameter 'device': BoundDevice not found")
+
+
+@pytest.mark.parametrize("level", ["99999999999999999999999", "-9223372036854775809", "9223372036854775807"])
+async def test_a_number_that_the_column_cannot_hold_is_not_found(level: str) -> None:
+    app = make_app()
+
+    @app.on("devices/<device>")
+    async def read(device: BoundDevice) -> None: ...
+
+    assert await handled(app, f"devices/{level}") == (
+        "rejected",
+        "path parameter 'device': BoundDevice not found",
+        None,
+    )
 
 
 async def test_a_hint_that_allows_none_gets_none() -> None:
@@ -303,3 +320,24 @@ async def test_a_controller_has_the_database_at_hand() -> None:
         await client.publish("add/7")
         await client.publish("read")
     assert app.state.rows == [{"id": 7, "room": "x"}]
+
+
+class WideRow(SQLModel, table=True):
+    id: int = Field(primary_key=True)
+    large: int = Field(sa_type=BigInteger)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "column", "key", "holds"),
+    [
+        ("postgresql", "id", 2**31 - 1, True),
+        ("postgresql", "id", 2**31, False),
+        ("postgresql", "large", 2**31, True),
+        ("postgresql", "large", -(2**63) - 1, False),
+        ("sqlite", "id", 2**63 - 1, True),
+        ("sqlite", "id", 2**63, False),
+    ],
+)
+def test_how_wide_a_column_is(dialect: str, column: str, key: int, holds: bool) -> None:
+    session = SimpleNamespace(get_bind=lambda table: SimpleNamespace(dialect=SimpleNamespace(name=dialect)))
+    assert may_hold(session, WideRow, column, key) is holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -496,3 +497,37 @@ async def test_a_controller_and_a_middleware_use_the_redis_and_the_database_that
     async with TestClient(app) as client:
         await client.publish("a/7")
     assert app.state.seen == (b"7", [{"id": "7"}])
+
+
+class Unfinished(Controller, ABC):
+    @abstractmethod
+    async def work(self) -> None: ...
+
+    @topic("x")
+    async def handle(self) -> None: ...
+
+
+async def test_an_abstract_controller_is_refused_at_the_start_unless_it_is_replaced() -> None:
+    app = App()
+    app.on("x", Unfinished.handle, name="x")
+    with pytest.raises(ConfigurationError) as caught:
+        async with TestClient(app):
+            pytest.fail("started")
+    assert str(caught.value).startswith("the controller Unfinished of 'x' (")
+    assert str(caught.value).endswith(" is abstract: it lacks work(). Register a class that has it all")
+    app.dependency_overrides[Unfinished] = type("Finished", (Unfinished,), {"work": None})
+    async with TestClient(app) as client:
+        assert (await client.publish("x")).outcome == "done"
+
+
+@pytest.mark.parametrize("stand_in", [object(), int])
+async def test_what_stands_in_for_a_controller_has_its_method(stand_in: object) -> None:
+    app = App()
+    app.on("x", Unfinished.handle)
+    app.dependency_overrides[Unfinished] = stand_in
+    with pytest.raises(ConfigurationError) as caught:
+        async with TestClient(app):
+            pytest.fail("started")
+    assert str(caught.value) == (
+        f"the override of Unfinished is {stand_in!r}, which has no method 'handle'. Give an object or a class that has it"
+    )

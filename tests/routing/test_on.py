@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mqttapi import App, ConfigurationError, Router
+from mqttapi import App, ConfigurationError, InvalidTemplate, RouteOptions, Router
 from mqttapi.testing import TestClient
+from mqttapi.topics import TopicTemplate
 
 
 class Kind(Enum):
@@ -280,11 +281,13 @@ async def test_republish_sends_a_message_on_as_it_came() -> None:
             user_properties=[("a", "1"), ("a", "2")],
             response_topic="r",
             correlation_data=b"\xfe",
+            payload_format_indicator=1,
         )
     (sent,) = client.published
     assert (sent.topic, sent.payload, sent.qos, sent.retain) == ("devices/7/temperature", b"\x00\xff", 1, True)
     assert sent.user_properties == (("a", "1"), ("a", "2"))
     assert (sent.content_type, sent.response_topic, sent.correlation_data) == ("x/y", "r", b"\xfe")
+    assert sent.payload_format_indicator == 1
 
 
 async def test_one_topic_may_be_republished_to_several() -> None:
@@ -321,3 +324,75 @@ def test_the_prefix_stands_before_the_source_and_not_before_the_target() -> None
     assert route.template.text == "p/a/<id>"
     assert route.publish_to is not None
     assert route.publish_to.text == "b/<id>"
+
+
+async def test_qos_2_is_republished_as_such_where_the_route_says_so() -> None:
+    app = App()
+    app.republish("a/<id>", "b/<id>", qos=2)
+    async with TestClient(app) as client:
+        await client.publish("a/7", b"x", qos=2)
+    assert [sent.qos for sent in client.published] == [2]
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize("make", [lambda: App().fallback, lambda: Router().fallback])
+def test_the_filter_of_a_fallback_is_given_by_name(make: Any) -> None:
+    said = "fallback('#'): what it subscribes to is given by name: write fallback(filter='#')"
+    assert refusal(lambda: make()("#")(handler)) == said
+
+
+@pytest.mark.parametrize("where", [{5: "x"}, {"id": "x", 5: "x"}])
+def test_a_constraint_is_for_the_name_of_a_parameter(where: Any) -> None:
+    said = "where: the name of a path parameter is a text, got 5"
+    assert refusal(lambda: App("x", where=where)) == f"App('x'): {said}"
+    assert refusal(lambda: App().group(where=where)) == f"group(prefix=''): {said}"
+    assert refusal(lambda: App().on("a/<id>", handler, where=where)) == f"handler() on 'a/<id>': {said}"
+    with pytest.raises(InvalidTemplate, match="'a/<id>' has no parameter 5"):
+        TopicTemplate("a/<id>", where={5: "x"})  # type: ignore[dict-item]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda app: app.fallback(filter="a/<id>", where={"id": "[0-9]+"})(handler),
+            "handler() on '#': a fallback has no path parameters, got where={'id': '[0-9]+'}. Leave it out, or write a route",
+        ),
+        (
+            lambda app: app.on("a/<id>", handler, missing="drop"),
+            (
+                "handler() on 'a/<id>': missing='drop', and no path parameter is a table whose row could be missing. "
+                "Leave it out, or give a parameter a SQLModel table as its hint"
+            ),
+        ),
+        (
+            lambda app: [app.pattern("id", "[0-9]+"), app.pattern("id", "[0-9]+"), app.pattern("id", "[a-z]+")],
+            (
+                "pattern('id'): it has the pattern '[0-9]+' already, got '[a-z]+'. Keep one of them; "
+                "where= of a route or a group comes before it"
+            ),
+        ),
+        (lambda app: app.republish("a", "b", retain="x"), "republish('a', 'b'): retain must be True or False, got 'x'"),
+        (
+            lambda app: app.republish("a", "b", publish_to="c"),
+            "republish('a', 'b'): publish_to='c' is what its second argument says. Leave it out",
+        ),
+        (
+            lambda app: app.on("a", handler, options=RouteOptions(description=5)),  # type: ignore[arg-type]
+            "handler() on 'a': RouteOptions: description must be a text or None, got 5",
+        ),
+        (
+            lambda app: app.on("a", handler, options=RouteOptions(tags=["x", 1])),  # type: ignore[list-item]
+            "handler() on 'a': RouteOptions: tags must be texts, got 1",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_or_no_sense_is_refused(make: Any, said: str) -> None:
+    assert refusal(lambda: make(App())) == said
+
+
+def test_a_group_may_say_missing_for_routes_without_a_row() -> None:
+    with App().group(missing="drop") as group:
+        group.on("a/<id>", handler)

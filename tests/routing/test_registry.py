@@ -118,7 +118,14 @@ def test_a_module_that_leaves_the_program_is_an_error_too(package: Package) -> N
 def test_a_module_that_a_module_misses_is_named(package: Package) -> None:
     package.write("a.py", "import nosuch_module\n")
     assert str(refusal(lambda: App(discover=package.name).routes)) == (
-        f"cannot discover '{package.name}.a': it imports 'nosuch_module', which is not there"
+        f"cannot discover '{package.name}.a': '{package.name}.a' imports 'nosuch_module', which is not there"
+    )
+
+
+def test_what_a_module_says_that_it_misses_is_told(package: Package) -> None:
+    package.write("a.py", "raise ModuleNotFoundError('install the driver')\n")
+    assert str(refusal(lambda: App(discover=package.name).routes)) == (
+        f"cannot discover '{package.name}.a': importing '{package.name}.a' says: install the driver"
     )
 
 
@@ -138,6 +145,15 @@ def test_a_wrong_route_names_its_module(package: Package) -> None:
     assert str(refusal(lambda: App(discover=package.name).routes)).startswith(
         f"the router of '{package.name}.a': handler() on 'a/#/b': "
     )
+
+
+def test_a_wrong_route_is_told_again_the_second_time(package: Package) -> None:
+    package.router("a.py", "a")
+    package.router("b.py", "a/#/b")
+    app = App(discover=package.name)
+    first, second = (str(refusal(lambda: app.routes)) for _ in range(2))
+    assert first.startswith(f"the router of '{package.name}.b': handler() on 'a/#/b': ")
+    assert second == first
 
 
 def test_a_wrong_declaration_is_told_with_its_module(package: Package) -> None:

@@ -525,7 +525,7 @@ async def test_no_reply_is_no_reply() -> None:
     assert client.published == []
 
 
-@pytest.mark.parametrize(("topic", "value"), [("$SYS/x", "x"), ("a/#", "x"), ("answers", object())])
+@pytest.mark.parametrize(("topic", "value"), [("$SYS/x", "x"), ("answers", object())])
 async def test_a_reply_that_cannot_be_sent_is_counted_and_the_message_is_done(topic: str, value: Any) -> None:
     app = App("t", dead_letter="dead/<topic>")
     calls: list[str] = []

@@ -254,7 +254,8 @@ def test_render(text: str, params: dict[str, object], expected: str) -> None:
     assert str(error.value) == expected
     with pytest.raises(InvalidTopic) as error:
         TopicTemplate(text).render(params, source="topic_for('alert')")
-    assert str(error.value) == f"topic_for('alert'): {expected}"
+    by_keyword = expected.replace("params={'id': ...}", "id=value")
+    assert str(error.value) == f"topic_for('alert'): {by_keyword}"
 
 
 @pytest.mark.parametrize(

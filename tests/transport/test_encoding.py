@@ -28,6 +28,7 @@ payloads = st.one_of(
     user_properties=st.lists(st.tuples(texts, texts), max_size=3).map(tuple),
     response_topic=st.none() | topics,
     correlation_data=st.none() | st.binary(max_size=40),
+    payload_format_indicator=st.sampled_from([0, 1]),
 )
 def test_a_packet_is_what_another_codec_writes(
     topic: str,
@@ -40,9 +41,21 @@ def test_a_packet_is_what_another_codec_writes(
     user_properties: tuple[tuple[str, str], ...],
     response_topic: str | None,
     correlation_data: bytes | None,
+    payload_format_indicator: int,
 ) -> None:
     mine = encode_publish(
-        Publish(topic, payload, qos, retain, expiry, content_type, user_properties, response_topic, correlation_data),
+        Publish(
+            topic,
+            payload,
+            qos,
+            retain,
+            expiry,
+            content_type,
+            user_properties,
+            response_topic,
+            correlation_data,
+            payload_format_indicator=payload_format_indicator,
+        ),
         packet_id if qos else 0,
         mqtt5=True,
     )
@@ -57,6 +70,7 @@ def test_a_packet_is_what_another_codec_writes(
         user_properties=list(user_properties),
         response_topic=response_topic,
         correlation_data=correlation_data,
+        payload_format_indicator=payload_format_indicator,
     ).write()
     assert mine == theirs
 
@@ -98,3 +112,4 @@ def test_properties_are_what_mqtt_3_1_1_cannot_send() -> None:
     assert not has_properties(Publish("a", b"", 2, retain=True))
     assert has_properties(Publish("a", expiry=0))
     assert has_properties(Publish("a", correlation_data=b""))
+    assert has_properties(Publish("a", payload_format_indicator=1))
