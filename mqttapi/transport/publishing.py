@@ -408,6 +408,12 @@ class PublishingConnection:
                     self._fatal(error)
                     return
                 self._failed(error)
+            except Exception as error:
+                log.exception("%s failed: this is a bug in mqttapi; trying again", self._name)
+                self._failed(NotConnected(f"{self.place}: {type(error).__name__}"))
+                if self.connection is not None:
+                    self.connection.abort(0x83, "internal error")
+                    self._disconnected("internal error")
             await asyncio.sleep(self._dialer.delay())
 
     async def _one_connection(self) -> None:

@@ -600,6 +600,34 @@ async def test_connections_that_stand_for_a_moment_come_ever_slower(fake: FakeBr
         assert connection._dialer.failures >= 3
 
 
+@pytest.mark.usefixtures("soon")
+async def test_an_error_that_nobody_thought_of_is_logged_and_ends_nothing(
+    fake: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with publishing_to(fake.url) as connection:
+        await Publisher(connection).publish("a")
+        fails = iter((True, True))
+        open_, connected = connection._dialer.open, connection._connected
+
+        async def fail_to_open(*arguments: Any) -> Any:
+            if next(fails, False):
+                raise RuntimeError("thought of by nobody")
+            monkeypatch.setattr(connection, "_connected", fail_behind)
+            return await open_(*arguments)
+
+        def fail_behind(*arguments: Any) -> None:
+            connected(*arguments)
+            monkeypatch.undo()
+            raise RuntimeError("nor this")
+
+        monkeypatch.setattr(connection._dialer, "open", fail_to_open)
+        fake.connections[0].reset()
+        await eventually(lambda: "nor this" in caplog.text, what="the errors")
+        await Publisher(connection).publish("a")
+        assert caplog.text.count("test-pub failed: this is a bug in mqttapi; trying again") == 3
+        assert fake.connections[-2].closed
+
+
 # Threads, and the end
 
 
