@@ -135,6 +135,40 @@ async def test_qos_2_is_refused_where_paho_would_answer_before_the_handler(
             pass
 
 
+@pytest.mark.parametrize("missing", [[], ["_packet_handle"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"topic": b"s/\xff"},
+        {"topic": b"s/+"},
+        {"topic": b""},
+        {"topic": b"s/\0"},
+        {"payload": b"x" * 101},
+        {"properties": b"\x26\x00\x01a\x00\x01\xff"},
+        {"properties": b"\x03\x00\x01a\x03\x00\x01b"},
+        {"properties": b"\x7f\x00\x01a"},
+        {"properties": b"\x21\x00\x05"},
+    ],
+)
+async def test_what_is_no_message_is_counted_acknowledged_and_skipped(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, missing: list[str], wrong: dict[str, bytes]
+) -> None:
+    """On the plain path, where paho reads, as on ours: else the broker sends it again, for ever."""
+    monkeypatch.setattr("mqttapi.transport.receiving.internals_available", lambda: missing)
+    app, handled = app_called("wrong", max_payload=100), Counter[str]()
+    count(app, handled, "#")
+    async with app.running(broker=fake_broker.url):
+        connection = await fake_broker.subscribed()
+        given: dict[str, Any] = {"topic": "s/1", "payload": b"wrong", "properties": b""} | wrong
+        connection.publish(given.pop("topic"), qos=1, packet_id=1, **given)
+        connection.publish("s/1", b"good", qos=1, packet_id=2, subscription_ids=[subscription_id("#")])
+        acks = await connection.wait_for(PacketType.PUBACK, 2)
+        assert [packet.packet_id for packet in acks] == [1, 2]
+        assert not connection.closed
+        assert app.stats.refused == 1
+    assert handled == {"good": 1}
+
+
 async def test_an_unknown_pubrel_is_answered_with_its_reason(fake_broker: FakeBroker) -> None:
     """As when the process that had sent PUBREC is no more."""
     app, handled = app_called("unknown"), Counter[str]()
