@@ -34,6 +34,7 @@ from mqttapi.transport.dialer import SHORT_LIFE, Dialer
 from mqttapi.transport.encoding import DUP, encode_publish, encode_pubrel, has_properties
 from mqttapi.transport.handshake import Connack, reason_text
 from mqttapi.transport.packet_ids import PacketIds
+from mqttapi.transport.packets import MalformedPacket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -326,7 +327,11 @@ class PublishingConnection:
         if not data:
             connection.connection_lost()
             return
-        self._answers.feed(data)
+        try:
+            self._answers.feed(data)
+        except MalformedPacket as error:
+            connection.abort(error.reason_code, str(error))
+            return
         if self._waiting or self._again:
             self._pump()
         elif self._window:
