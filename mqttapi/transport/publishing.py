@@ -468,13 +468,31 @@ class PublishingConnection:
             self.tried.set_result(None)
 
     def _resume(self, connection: Connection) -> None:
-        for entry in self._in_flight.values():
+        for entry in list(self._in_flight.values()):
             if entry.received:
                 connection.write(encode_pubrel(entry.packet_id))
                 self._window -= 1  # not asked for by the specification, but mosquitto counts these
-            else:
+            elif not self._limited or self._may_still_go(entry):
                 entry.packet = bytes((entry.packet[0] | DUP,)) + entry.packet[1:]
                 self._again.append(entry)
+
+    def _may_still_go(self, entry: _Entry) -> bool:
+        """Whether the broker that has resumed the session takes it; it may announce other limits than before."""
+        try:
+            self._check_limits(entry.publish, entry.packet)
+        except PublishRefused as error:
+            del self._in_flight[entry.packet_id]
+            self._retire_id(entry)
+            self._fail(entry, error)
+            return False
+        return True
+
+    def _retire_id(self, entry: _Entry) -> None:
+        """Free the id of what is given up; with QoS 2 the session of the broker may know it, and keeps it taken."""
+        if entry.publish.qos < 2:
+            self._ids.release(entry.packet_id)
+        else:
+            self._spent.append(entry.packet_id)
 
     def _start_over(self) -> None:
         """The broker knows nothing of what was in flight: all of it goes again as if for the first time."""
@@ -518,10 +536,7 @@ class PublishingConnection:
 
     def _convict(self, entry: _Entry, closed: Closed) -> None:
         del self._in_flight[entry.packet_id]
-        if entry.publish.qos < 2:  # else the session of the broker may know the id: it stays taken as long as that does
-            self._ids.release(entry.packet_id)
-        else:
-            self._spent.append(entry.packet_id)
+        self._retire_id(entry)
         code = closed.reason_code or _UNSPECIFIED
         said = "" if closed.reason_code is None else f": {closed.reason}"
         text = f"{_label(entry)}: the broker closed the connection {entry.ended} times when it got this and nothing else{said}"

@@ -296,6 +296,38 @@ async def test_a_resumed_session_respects_a_smaller_window(fake: FakeBroker) -> 
         assert payloads(second.packets(PUBLISH)) == [b"%d" % index for index in range(6)]
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_a_resumed_session_respects_new_limits(fake: FakeBroker, qos: int) -> None:
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        futures = [publisher.publish_nowait("a/b", payload, qos=qos) for payload in ("x" * 20, "ok")]
+        first = await fake.connected()
+        await first.wait_for(PUBLISH, 2)
+        fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(session_present=True, max_packet_size=20))
+        first.reset()
+        with pytest.raises(PublishRefused, match=r"its packet of 30 bytes is larger than the broker takes \(20\)"):
+            await futures[0]
+        second = await fake.connected(2)
+        (packet,) = await second.wait_for(PUBLISH)
+        assert packet.payload == b"ok"
+        second.send(ack(PUBACK, packet.packet_id))
+        await futures[1]
+        assert connection.messages == 0
+
+
+async def test_a_packet_that_is_no_answer_is_not_waited_for(fake: FakeBroker) -> None:
+    """Else a broken stream would be kept in memory, up to 256 MiB."""
+    async with publishing_to(fake.url) as connection:
+        peer = await fake.connected()
+        peer.send(b"\x40\xff\xff\xff\x7f" + bytes(1000))
+        await Publisher(connection).publish("a")
+        (disconnect,) = await peer.wait_for(PacketType.DISCONNECT)
+        assert disconnect.decode(mqtt5.DisconnectPacket).reason_code == 0x95
+        await Publisher(connection).publish("a")
+        assert fake.connections[-1] is not peer
+
+
 async def test_an_answer_before_its_turn_to_go_again_ends_it(fake: FakeBroker) -> None:
     """The acknowledgement was on its way when the connection broke: a broker may send it after the resume."""
     fake.reply(PUBLISH, None)
