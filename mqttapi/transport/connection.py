@@ -107,6 +107,8 @@ class Connection(aiomqtt.Client):
         self.receiver: Callable[[], None] = self._read_with_paho
         self.paused = False
         self._pauses = 0
+        self.maximum_packet_size: int | None = None
+        """Bytes of a packet that the broker takes, where it said so."""
         self._connack: asyncio.Future[Connack] = self._loop.create_future()
         self._head = bytearray()
         self._wire: Wire | None = None  # while the connection stands
@@ -223,6 +225,7 @@ class Connection(aiomqtt.Client):
                 self._refuse(answer)
                 return
             self._start_keepalive(self._keepalive if answer.server_keep_alive is None else answer.server_keep_alive)
+            self.maximum_packet_size = answer.maximum_packet_size
             if not self._connack.done():
                 self._connack.set_result(answer)
 
