@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ssl
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -304,6 +305,13 @@ async def test_an_unknown_host_is_told_with_the_setting() -> None:
     error = await refusal_of(Connection(options_for("mqtt://foo.invalid")))
     assert isinstance(error, NotConnected)
     assert str(error) == "cannot resolve broker host 'foo.invalid' (MQTT_URL)"
+
+
+async def test_a_host_that_no_resolver_takes_is_told_with_the_setting() -> None:
+    options = options_for("mqtt://foo.invalid")
+    options = dataclasses.replace(options, broker=dataclasses.replace(options.broker, host="a..b"))
+    error = await refusal_of(Connection(options))
+    assert (type(error), str(error)) == (NotConnected, "cannot resolve broker host 'a..b' (MQTT_URL)")
 
 
 async def test_nobody_listening_is_told(fake: FakeBroker) -> None:
