@@ -18,6 +18,7 @@ from mqttapi import App, Message, Session
 from mqttapi.config import Settings
 from mqttapi.errors import ConfigurationError
 from mqttapi.runtime.links import subscription_id
+from mqttapi.transport.wire import Wire
 from tests.support.fake_broker import Connection, FakeBroker
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import client
@@ -178,6 +179,39 @@ async def test_an_unknown_pubrel_is_answered_with_its_reason(fake_broker: FakeBr
         connection.send(ack(PacketType.PUBREL, 7))
         (packet,) = await connection.wait_for(PacketType.PUBCOMP)
     assert (packet.packet_id, packet.reason_code) == (7, 0x92)
+
+
+@pytest.mark.parametrize("missing", [[], ["_packet_handle"]])
+async def test_a_broker_that_does_not_read_is_not_read_either(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, missing: list[str]
+) -> None:
+    """Else what it is owed would grow without bound; once it reads again, everything is acknowledged."""
+    monkeypatch.setattr("mqttapi.transport.receiving.internals_available", lambda: missing)
+    monkeypatch.setattr("mqttapi.transport.wire.MOST_OWED", 1000)
+    app, handled = app_called("owed"), Counter[str]()
+    count(app, handled, "s")
+    async with app.running(broker=fake_broker.url):
+        broker = await fake_broker.subscribed()
+        assert app._service is not None
+        assert app._service.consumer is not None
+        connection = app._service.consumer.links[0]._connection
+        assert connection is not None
+        assert connection._wire is not None
+        send, blocked = Wire._send, True
+        monkeypatch.setattr(
+            Wire, "_send", lambda self, data: 0 if self is connection._wire and blocked else send(self, data)
+        )
+        sent = 0
+        while not connection._choked:
+            for _ in range(50):
+                sent += 1
+                broker.publish("s", b"x", qos=1, packet_id=sent, subscription_ids=[subscription_id("s")])
+            await broker.drain()
+            await asyncio.sleep(0)
+        assert connection.unsent < 10_000
+        blocked = False
+        await broker.wait_for(PacketType.PUBACK, sent)
+        assert handled == {"x": sent}
 
 
 # Links

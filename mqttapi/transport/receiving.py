@@ -63,6 +63,7 @@ class SplittingReceiver:
 
     def __init__(self, connection: Connection, intake: Intake, max_payload: int) -> None:
         options = connection.options
+        connection.reads_only_if_read = True
         self._connection = connection
         self._intake = intake
         self._splitter = Splitter(
@@ -117,6 +118,7 @@ class PlainReceiver:
     """The fallback: paho reads and decodes. Not for QoS 2: paho sends PUBREC before the handlers have run."""
 
     def __init__(self, connection: Connection, intake: Intake, max_payload: int) -> None:
+        connection.reads_only_if_read = True
         self._connection = connection
         self._intake = intake
         self._max_payload = max_payload
