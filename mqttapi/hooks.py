@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection.functions import called, kind_of
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Hook", "Hooks", "as_hook"]
 
 log = logging.getLogger("mqttapi")
+
+PATIENCE: Final = 1.0
+"""Seconds that hooks of `on_connect` have once the app ends."""
 
 Hook: TypeAlias = "Callable[[App], Awaitable[Any]]"
 
@@ -55,6 +58,7 @@ class Hooks:
         self._hooks = {True: app._on_connect, False: app._on_disconnect}
         self._connected = self._told = False
         self._task: asyncio.Task[None] | None = None
+        self._cut_short = False  # whether it is we who cancel a hook, to go on with what comes next
 
     def update(self, *, connected: bool) -> None:
         """The app is connected and subscribed, or it is no longer."""
@@ -66,19 +70,50 @@ class Hooks:
         while self._told != self._connected:
             self._told = self._connected
             for hook in self._hooks[self._told]:
-                try:
-                    await hook(self._app)
-                except Exception:
-                    log.exception("a hook of %s failed", "on_connect" if self._told else "on_disconnect")
+                await self._call(hook)
+                if self._cut_short:
+                    self._cut_short = False
+                    break
         self._task = None
 
+    async def _call(self, hook: Hook) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  we are in one
+        try:
+            await hook(self._app)
+        except asyncio.CancelledError:
+            if self._cut_short:
+                task.uncancel()
+            elif task.cancelling():
+                raise
+            else:  # something that it waited for was cancelled
+                log.exception("a hook of %s failed", self._kind)
+        except Exception:
+            log.exception("a hook of %s failed", self._kind)
+
+    @property
+    def _kind(self) -> str:
+        return "on_connect" if self._told else "on_disconnect"
+
     async def finished(self) -> None:
-        """Return when no hook runs any more."""
-        if self._task is not None:
-            await asyncio.wait((self._task,))
+        """Return when no hook runs any more; to be called at the end, which is not for hooks of `on_connect` to put off."""
+        task = self._task
+        if task is None:
+            return
+        try:
+            await asyncio.wait((task,), timeout=PATIENCE)
+            if not task.done() and self._told and not self._connected:
+                log.warning("a hook of on_connect still runs while the app ends: cancelled")
+                self._cut_short = True
+                task.cancel()
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            log.warning("a hook of %s was not done within the grace: cancelled", self._kind)
+            raise
 
     async def stop(self) -> None:
         """Cancel what runs."""
         if self._task is not None:
+            self._cut_short = False
             self._task.cancel()
             await asyncio.wait((self._task,))

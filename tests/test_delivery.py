@@ -18,6 +18,7 @@ from mqttapi import App, Message, Session
 from mqttapi.config import Settings
 from mqttapi.errors import ConfigurationError
 from mqttapi.runtime.links import subscription_id
+from mqttapi.transport.wire import Wire
 from tests.support.fake_broker import Connection, FakeBroker
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import client
@@ -135,6 +136,40 @@ async def test_qos_2_is_refused_where_paho_would_answer_before_the_handler(
             pass
 
 
+@pytest.mark.parametrize("missing", [[], ["_packet_handle"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"topic": b"s/\xff"},
+        {"topic": b"s/+"},
+        {"topic": b""},
+        {"topic": b"s/\0"},
+        {"payload": b"x" * 101},
+        {"properties": b"\x26\x00\x01a\x00\x01\xff"},
+        {"properties": b"\x03\x00\x01a\x03\x00\x01b"},
+        {"properties": b"\x7f\x00\x01a"},
+        {"properties": b"\x21\x00\x05"},
+    ],
+)
+async def test_what_is_no_message_is_counted_acknowledged_and_skipped(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, missing: list[str], wrong: dict[str, bytes]
+) -> None:
+    """On the plain path, where paho reads, as on ours: else the broker sends it again, for ever."""
+    monkeypatch.setattr("mqttapi.transport.receiving.internals_available", lambda: missing)
+    app, handled = app_called("wrong", max_payload=100), Counter[str]()
+    count(app, handled, "#")
+    async with app.running(broker=fake_broker.url):
+        connection = await fake_broker.subscribed()
+        given: dict[str, Any] = {"topic": "s/1", "payload": b"wrong", "properties": b""} | wrong
+        connection.publish(given.pop("topic"), qos=1, packet_id=1, **given)
+        connection.publish("s/1", b"good", qos=1, packet_id=2, subscription_ids=[subscription_id("#")])
+        acks = await connection.wait_for(PacketType.PUBACK, 2)
+        assert [packet.packet_id for packet in acks] == [1, 2]
+        assert not connection.closed
+        assert app.stats.refused == 1
+    assert handled == {"good": 1}
+
+
 async def test_an_unknown_pubrel_is_answered_with_its_reason(fake_broker: FakeBroker) -> None:
     """As when the process that had sent PUBREC is no more."""
     app, handled = app_called("unknown"), Counter[str]()
@@ -144,6 +179,39 @@ async def test_an_unknown_pubrel_is_answered_with_its_reason(fake_broker: FakeBr
         connection.send(ack(PacketType.PUBREL, 7))
         (packet,) = await connection.wait_for(PacketType.PUBCOMP)
     assert (packet.packet_id, packet.reason_code) == (7, 0x92)
+
+
+@pytest.mark.parametrize("missing", [[], ["_packet_handle"]])
+async def test_a_broker_that_does_not_read_is_not_read_either(
+    fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, missing: list[str]
+) -> None:
+    """Else what it is owed would grow without bound; once it reads again, everything is acknowledged."""
+    monkeypatch.setattr("mqttapi.transport.receiving.internals_available", lambda: missing)
+    monkeypatch.setattr("mqttapi.transport.wire.MOST_OWED", 1000)
+    app, handled = app_called("owed"), Counter[str]()
+    count(app, handled, "s")
+    async with app.running(broker=fake_broker.url):
+        broker = await fake_broker.subscribed()
+        assert app._service is not None
+        assert app._service.consumer is not None
+        connection = app._service.consumer.links[0]._connection
+        assert connection is not None
+        assert connection._wire is not None
+        send, blocked = Wire._send, True
+        monkeypatch.setattr(
+            Wire, "_send", lambda self, data: 0 if self is connection._wire and blocked else send(self, data)
+        )
+        sent = 0
+        while not connection._choked:
+            for _ in range(50):
+                sent += 1
+                broker.publish("s", b"x", qos=1, packet_id=sent, subscription_ids=[subscription_id("s")])
+            await broker.drain()
+            await asyncio.sleep(0)
+        assert connection.unsent < 10_000
+        blocked = False
+        await broker.wait_for(PacketType.PUBACK, sent)
+        assert handled == {"x": sent}
 
 
 # Links

@@ -204,6 +204,12 @@ def _check_host(host: str) -> None:
             raise ValueError(f"{host!r} is not an IPv6 address") from None
     elif not host.isprintable() or not re.fullmatch(r"[^\s/?#@:\[\]%\\\"<>^`{|}]+", host):
         raise ValueError(f"{host!r} is not a host name" if host else f"the broker's host is missing: use {_FORM}")
+    else:
+        try:
+            host.encode("idna")  # as the resolver does
+        except UnicodeError:
+            text = f"{host!r} is not a host name: what stands between its dots has 1 to 63 characters"
+            raise ValueError(text) from None
 
 
 def _path(scheme: str, tail: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from paho.mqtt.packettypes import PacketTypes
 
 from mqttapi.transport.handshake import make_properties
+from mqttapi.transport.packets import MalformedPacket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Answers"]
 
 _PUBACK, _PUBREC, _PUBCOMP = 0x40, 0x50, 0x70  # first bytes
+_MOST: Final = 128 * 1024  # bytes of a packet that is waited for: answers have a reason and a few properties at most
 _ANSWERS: Final = frozenset((_PUBACK, _PUBREC, _PUBCOMP))
 
 
@@ -40,7 +42,11 @@ class Answers:
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Walk what one read has brought, behind what it left of the one before."""
+        """Walk what one read has brought, behind what it left of the one before.
+
+        Raises:
+            MalformedPacket: The connection is of no more use.
+        """
         if self._rest:
             data = self._rest + data
         acknowledged = self._acknowledged
@@ -50,6 +56,8 @@ class Answers:
             if size > 0x7F:
                 size, body = _long_size(data, position)
             if body + size > end or not body:
+                if size > _MOST:
+                    raise MalformedPacket(f"one of {size:,} bytes, where only answers come", reason_code=0x95)
                 break
             if first == _PUBACK and size == 2:
                 acknowledged(data[body] << 8 | data[body + 1], 0, "")

@@ -106,7 +106,12 @@ class Connection(aiomqtt.Client):
         """Called when the socket has taken what it did not take at once."""
         self.receiver: Callable[[], None] = self._read_with_paho
         self.paused = False
+        self.reads_only_if_read = False
+        """Whether nothing is read from a broker that leaves what it is sent unread: it makes us owe it ever more."""
+        self._choked = False  # such a broker
         self._pauses = 0
+        self.maximum_packet_size: int | None = None
+        """Bytes of a packet that the broker takes, where it said so."""
         self._connack: asyncio.Future[Connack] = self._loop.create_future()
         self._head = bytearray()
         self._wire: Wire | None = None  # while the connection stands
@@ -170,7 +175,7 @@ class Connection(aiomqtt.Client):
         """Begin to read, with `receiver` or by paho."""
         if receiver is not None:
             self.receiver = receiver
-        if self._wire is not None and not self.paused:
+        if self._wire is not None and not self.paused and not self._choked:
             self._wire.watch(self._readable)
 
     def _on_open(self, client: object, userdata: object, sock: Any) -> None:
@@ -180,7 +185,13 @@ class Connection(aiomqtt.Client):
         if self._end is not None:  # `open` was given up meanwhile
             self._client._sock_close()
             return
-        self._wire = Wire(sock, self._loop, failed=self._on_write_failed, drained=self._on_drained)
+        self._wire = Wire(
+            sock,
+            self._loop,
+            failed=self._on_write_failed,
+            drained=self._on_drained,
+            congested=self._on_congested,
+        )
         self._wire.watch(self._read_connack)
 
     def _read_connack(self) -> None:
@@ -223,6 +234,7 @@ class Connection(aiomqtt.Client):
                 self._refuse(answer)
                 return
             self._start_keepalive(self._keepalive if answer.server_keep_alive is None else answer.server_keep_alive)
+            self.maximum_packet_size = answer.maximum_packet_size
             if not self._connack.done():
                 self._connack.set_result(answer)
 
@@ -281,7 +293,7 @@ class Connection(aiomqtt.Client):
 
     def _readable(self) -> None:
         wire = self._wire
-        if self.paused or wire is None:
+        if self.paused or self._choked or wire is None:
             return
         self._silent = 0
         try:
@@ -326,7 +338,15 @@ class Connection(aiomqtt.Client):
         if self._connack.done():  # else the reader finds out more
             self._lost(f"writing failed: {error}")
 
+    def _on_congested(self) -> None:
+        if self.reads_only_if_read and not self._choked and self._wire is not None:
+            self._choked = True
+            self._wire.unwatch()
+
     def _on_drained(self) -> None:
+        if self._choked:
+            self._choked = False
+            self.start()
         if self.on_drained is not None:
             self.on_drained()
 
@@ -383,7 +403,7 @@ class Connection(aiomqtt.Client):
             self.write(self._disconnect_packet(reason_code, session_expiry))
             # A socket closed with bytes unread resets the connection, and the broker may lose what we sent.
             self.receiver = self._discard
-            self.paused = False
+            self.paused = self._choked = self.reads_only_if_read = False
             self.start()
             await asyncio.wait((self.closed,), timeout=timeout)
             answered = self._end is not None and self._end.by_us  # else writing has failed

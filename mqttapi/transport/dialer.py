@@ -65,8 +65,8 @@ class Dialer:
             connection = Connection(self.options, packet_ids=packet_ids)
             try:
                 connack = await connection.open()
-            except BrokerError as error:
-                if self._changes_protocol(error):
+            except Exception as error:
+                if isinstance(error, BrokerError) and self._changes_protocol(error):
                     continue
                 self.failures += 1
                 raise

@@ -207,7 +207,7 @@ def _connect(options: ConnectionOptions) -> socket.socket:
         except BaseException:
             sock.close()
             raise
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # which a name that is no IDNA is
         raise NotConnected(f"cannot resolve broker host {broker.host!r} ({broker.source})") from None
     except OSError as error:
         raise NotConnected(f"cannot connect to {options.where}: {error.strerror or error}") from None

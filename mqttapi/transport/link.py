@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from mqttapi.config import client_id_warnings
 from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected
@@ -31,7 +32,9 @@ __all__ = ["Assignment", "Link"]
 
 log = logging.getLogger("mqttapi.link")
 
-_REFUSED = 0x80
+_REFUSED: Final = 0x80
+_FIRST_PAUSE: Final = 5.0  # seconds until a subscription that was refused later than at the start is tried again
+_LONGEST_PAUSE: Final = 60.0
 
 
 class Assignment(NamedTuple):
@@ -170,9 +173,11 @@ class Link:
             self._begin(self.intake, connack, mqtt5=connection.options.mqtt5)
             self._receiver.start()
             if self._departure is None:
-                await self._subscribe(connection, connack)
+                refused = await self._subscribe(connection, connack)
                 if self._departure is None:  # else it is attended to already
                     self._attend(connection)
+                if refused:
+                    await self._insist(connection, refused)
             else:
                 self._stands(f"connected to {connection.options.where} as {self.options.client_id}, to end its session")
                 self._attend(connection, connack)
@@ -295,7 +300,8 @@ class Link:
 
     # -- subscriptions --------------------------------------------------------------------------------------------
 
-    async def _subscribe(self, connection: Connection, connack: Connack) -> None:
+    async def _subscribe(self, connection: Connection, connack: Connack) -> dict[Subscription, Subscribed]:
+        """Subscribe to everything; gives what was refused, which at the start is an error."""
         options = connection.options
         self._refuse_missing_features(connack, options)
         if self._by_id and not connack.subscription_ids_available:
@@ -304,7 +310,7 @@ class Link:
                 "twice until the app is started again",
                 options.where,
             )
-        wanted = [
+        wanted = {
             Subscription(
                 each.filter,
                 each.qos,
@@ -312,18 +318,48 @@ class Link:
                 retain_as_published=each.retain_as_published,
                 retain_handling=self._retain_handling(each),
                 id=subscription_id(each.filter) if self._by_id and connack.subscription_ids_available else None,
-            )
+            ): each
             for each in self._subscribed
-        ]
-        codes = await connection.subscribe_all(wanted) if wanted else []
-        for each, code in zip(self._subscribed, codes, strict=True):
+        }
+        refused = await self._ask(connection, wanted)
+        if refused:
+            return refused
+        if self.ready.done():
+            self._stands("connected again and subscribed")
+        else:
+            self._stands(f"connected to {options.where} as {options.client_id}, subscribed to {len(wanted)} filters")
+        return {}
+
+    async def _insist(self, connection: Connection, refused: dict[Subscription, Subscribed]) -> None:
+        """Try again what was refused, with ever longer pauses, while all else goes on."""
+        pause = _FIRST_PAUSE
+        while refused:
+            await asyncio.wait((connection.closed,), timeout=pause)
+            if connection.closed.done() or self._departure is not None or self._closing:
+                return
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            with suppress(NotConnected):  # no SUBACK, as little as that says
+                refused = await self._ask(connection, refused)
+        self._stands("subscribed to everything again")
+
+    async def _ask(
+        self, connection: Connection, wanted: dict[Subscription, Subscribed]
+    ) -> dict[Subscription, Subscribed]:
+        """Send SUBSCRIBE; gives what was refused, after saying so."""
+        codes = await connection.subscribe_all(list(wanted)) if wanted else []
+        refused: dict[Subscription, Subscribed] = {}
+        texts: list[str] = []
+        for (subscription, each), code in zip(wanted.items(), codes, strict=True):
             if code >= _REFUSED:
-                raise ConnectionRefused(
+                text = (
                     f"the broker refuses the subscription {each.filter!r} of {each.routes}: "
-                    f"reason code 0x{code:02X}. Check the broker's access list",
-                    reason_code=code,
+                    f"reason code 0x{code:02X}. Check the broker's access list"
                 )
-            if code < each.qos:
+                if not self.ready.done():
+                    raise ConnectionRefused(text, reason_code=code)
+                refused[subscription] = each
+                texts.append(text)
+            elif code < each.qos:
                 log.warning(
                     "the broker grants %s (%s) QoS %d only, asked for %d",
                     each.filter,
@@ -331,10 +367,9 @@ class Link:
                     code,
                     each.qos,
                 )
-        if self.ready.done():
-            self._stands("connected again and subscribed")
-        else:
-            self._stands(f"connected to {options.where} as {options.client_id}, subscribed to {len(wanted)} filters")
+        if texts:
+            self._failed(logging.ERROR, "; ".join(texts))
+        return refused
 
     def _stands(self, text: str) -> None:
         log.info("%s", text)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     OnOther = Callable[[int, bytes], object]
     """`(first_byte, body)`; the body is all that follows the remaining length."""
 
-__all__ = ["PUBACK", "PUBCOMP", "PUBREC", "PUBREL", "MalformedPacket", "Refused", "Splitter"]
+__all__ = ["PUBACK", "PUBCOMP", "PUBREC", "PUBREL", "MalformedPacket", "Refused", "Splitter", "decode_topic", "shown"]
 
 PUBACK: Final = 0x40
 PUBREC: Final = 0x50
@@ -129,7 +129,7 @@ class Splitter:
         self._on_other = on_other
         self._max_payload = max_payload
         self._max_packet = max_packet
-        self._topics = Decoded(_decode_topic, 8192)
+        self._topics = Decoded(decode_topic, 8192)
         self._blocks = Decoded(decode_properties, 2048)
         self._walking = False
         self._data = b""  # what is being walked, and where
@@ -254,7 +254,7 @@ class Splitter:
         except TopicAliasUsed as error:
             raise MalformedPacket(str(error), reason_code=0x94) from None
         except ValueError as error:
-            self._on_refused(Refused(_shown(raw_topic), qos, packet_id, len(payload), str(error)))
+            self._on_refused(Refused(shown(raw_topic), qos, packet_id, len(payload), str(error)))
             return
         self._on_publish(topic, payload, qos, first & 0x01 != 0, first & 0x08 != 0, packet_id, properties)
 
@@ -350,7 +350,7 @@ class Splitter:
 
     def _too_long(self, head: _Head, first: int, size: int) -> Refused:
         reason = f"its payload of {size:,} bytes is over max_payload ({self._max_payload:,})"
-        return Refused(_shown(head.topic), first >> 1 & 0x03, head.packet_id, size, reason)
+        return Refused(shown(head.topic), first >> 1 & 0x03, head.packet_id, size, reason)
 
 
 def _variable_integer(data: bytes, at: int, stop: int) -> tuple[int, int]:
@@ -368,7 +368,8 @@ def _variable_integer(data: bytes, at: int, stop: int) -> tuple[int, int]:
     raise MalformedPacket("a length of more than four bytes [MQTT5 §1.5.5]")
 
 
-def _decode_topic(raw: bytes) -> str:
+def decode_topic(raw: bytes) -> str:
+    """The topic of a PUBLISH; ValueError says why it is none."""
     try:
         topic = raw.decode()
     except UnicodeDecodeError:
@@ -382,5 +383,6 @@ def _decode_topic(raw: bytes) -> str:
     return topic
 
 
-def _shown(topic: bytes) -> str:
+def shown(topic: bytes) -> str:
+    """A topic, whatever its bytes."""
     return topic.decode(errors="backslashreplace")

@@ -8,6 +8,10 @@ A publish is an `_Entry` on its way through
                  ▲─────────── the session was lost ────────────┘
 
 Entries in flight keep their packet, so that a resumed session gets the same bytes again, with DUP [MQTT-4.4.0-1].
+
+Some brokers close the connection over a publish that they do not like. It is the first that goes again, so nothing else
+would ever get through: where `_PATIENCE` connections in a row end with the same publish as the oldest that has no answer,
+everything sent is suspect, and goes one at a time. What is alone on the wire at the end of `_PATIENCE` connections fails.
 """
 
 from __future__ import annotations
@@ -26,16 +30,17 @@ from mqttapi.errors import BrokerError, ConnectionRefused, NotConnected, Publish
 from mqttapi.message import printable
 from mqttapi.publisher import PublishResult
 from mqttapi.transport.answers import Answers
-from mqttapi.transport.dialer import Dialer
+from mqttapi.transport.dialer import SHORT_LIFE, Dialer
 from mqttapi.transport.encoding import DUP, encode_publish, encode_pubrel, has_properties
 from mqttapi.transport.handshake import Connack, reason_text
 from mqttapi.transport.packet_ids import PacketIds
+from mqttapi.transport.packets import MalformedPacket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from mqttapi.publisher import Publish
-    from mqttapi.transport.connection import Connection
+    from mqttapi.transport.connection import Closed, Connection
     from mqttapi.transport.handshake import ConnectionOptions
 
 __all__ = ["PublishingConnection"]
@@ -48,10 +53,15 @@ RESERVE: Final = 0.1
 """What dead letters may take beyond the bounds, as a share of them."""
 _WINDOW: Final = 65_000  # below 65,535: SUBSCRIBE needs ids too
 _HIGH_WATER: Final = 256 * 1024  # bytes that a socket may owe us before publishes wait
+_PATIENCE: Final = 3  # connections that a publish may end by chance
+_UNSPECIFIED: Final = 0x80
+# A DISCONNECT that has nothing to do with what was sent: server busy or shutting down, keep alive, taken over, rate, quota,
+# administrative action, other server, server moved, connection rate, maximum connect time.
+_INNOCENT: Final = frozenset((0x89, 0x8B, 0x8D, 0x8E, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0x9F, 0xA0))
 
 
 class _Entry:
-    __slots__ = ("deadline", "future", "packet", "packet_id", "publish", "reason_code", "received")
+    __slots__ = ("deadline", "ended", "future", "packet", "packet_id", "publish", "reason_code", "received")
 
     def __init__(self, publish: Publish, future: asyncio.Future[PublishResult]) -> None:
         self.publish = publish
@@ -61,6 +71,7 @@ class _Entry:
         self.received = False  # QoS 2: the broker has sent PUBREC, only PUBREL may follow [MQTT-4.3.3-6]
         self.reason_code = 0
         self.deadline: float | None = None  # when it expires while it waits
+        self.ended = 0  # connections that ended while it was alone on the wire
 
 
 class PublishingConnection:
@@ -121,7 +132,12 @@ class PublishingConnection:
         self._batch: list[_Entry] = []
         self._batch_bytes = 0
         self._unwritten: list[_Entry] = []  # QoS 0, in the buffer of the connection
-        self._window = 0
+        self._window = 0  # how many more may be in flight
+        self._oldest: _Entry | None = None  # without an answer when the connection before was lost
+        self._fruitless = 0  # connections in a row that ended with the same oldest
+        self._suspects: set[_Entry] = set()  # while there are any, one is sent at a time
+        self._sent_alone = 0.0  # when the last one was
+        self._spent: list[int] = []  # ids that nothing must be sent with in this session
         self._connack = Connack()
         self._mqtt5 = True
         self._limited = False  # whether a publish has to be looked at before it goes
@@ -222,6 +238,7 @@ class PublishingConnection:
             self._window -= 1
             if not self._window:
                 self._clear = False
+                self._sent_alone = self._loop.time()
         if not self._batch:
             self._loop.call_soon(self._flush)
         self._batch.append(entry)
@@ -261,6 +278,7 @@ class PublishingConnection:
             if self._in_flight.get(entry.packet_id) is entry:  # else it was acknowledged meanwhile
                 connection.write(entry.packet)
                 self._window -= 1
+                self._sent_alone = self._loop.time()
         self._clear = self._window > 0 and connection.unsent <= _HIGH_WATER
         now = self._loop.time() if self._waiting else 0.0
         while self._waiting and self._clear:
@@ -309,7 +327,11 @@ class PublishingConnection:
         if not data:
             connection.connection_lost()
             return
-        self._answers.feed(data)
+        try:
+            self._answers.feed(data)
+        except MalformedPacket as error:
+            connection.abort(error.reason_code, str(error))
+            return
         if self._waiting or self._again:
             self._pump()
         elif self._window:
@@ -353,6 +375,10 @@ class PublishingConnection:
     def _done(self, entry: _Entry) -> None:
         self.messages -= 1
         self.bytes -= len(entry.publish.payload)
+        if self._suspects:
+            self._suspects.discard(entry)
+            if not self._suspects:
+                self._trust()
         if self._idle is not None and not self.messages:
             self._idle.set_result(None)
             self._idle = None
@@ -387,6 +413,12 @@ class PublishingConnection:
                     self._fatal(error)
                     return
                 self._failed(error)
+            except Exception as error:
+                log.exception("%s failed: this is a bug in mqttapi; trying again", self._name)
+                self._failed(NotConnected(f"{self.place}: {type(error).__name__}"))
+                if self.connection is not None:
+                    self.connection.abort(0x83, "internal error")
+                    self._disconnected("internal error")
             await asyncio.sleep(self._dialer.delay())
 
     async def _one_connection(self) -> None:
@@ -395,8 +427,9 @@ class PublishingConnection:
         log.log(logging.DEBUG if first else logging.INFO, "connected to %s as %s", connection.options.where, self._name)
         self._connected(connection, connack)
         closed = await asyncio.shield(connection.closed)
-        self._disconnected(closed.reason)
         self._dialer.ended(closed)
+        self._look_for_culprit(closed)
+        self._disconnected(closed.reason)
         self._failed(NotConnected(f"connection lost: {closed.reason}"))
 
     def _failed(self, error: BrokerError) -> None:
@@ -420,14 +453,14 @@ class PublishingConnection:
             or connack.maximum_packet_size is not None
             or not self._mqtt5
         )
-        self._window = min(connack.receive_maximum, _WINDOW)
+        if not connack.session_present:
+            self._start_over()
+        self._window = 1 if self._suspects else self._full_window
         self._answers = Answers(self._acknowledged, self._received, connection.feed_packet)
         connection.on_drained = self._drained
         connection.start(self._receive)
         if connack.session_present:
             self._resume(connection)
-        else:
-            self._start_over()
         self._pump()
 
     def _has_tried(self) -> None:
@@ -435,16 +468,37 @@ class PublishingConnection:
             self.tried.set_result(None)
 
     def _resume(self, connection: Connection) -> None:
-        for entry in self._in_flight.values():
+        for entry in list(self._in_flight.values()):
             if entry.received:
                 connection.write(encode_pubrel(entry.packet_id))
                 self._window -= 1  # not asked for by the specification, but mosquitto counts these
-            else:
+            elif not self._limited or self._may_still_go(entry):
                 entry.packet = bytes((entry.packet[0] | DUP,)) + entry.packet[1:]
                 self._again.append(entry)
 
+    def _may_still_go(self, entry: _Entry) -> bool:
+        """Whether the broker that has resumed the session takes it; it may announce other limits than before."""
+        try:
+            self._check_limits(entry.publish, entry.packet)
+        except PublishRefused as error:
+            del self._in_flight[entry.packet_id]
+            self._retire_id(entry)
+            self._fail(entry, error)
+            return False
+        return True
+
+    def _retire_id(self, entry: _Entry) -> None:
+        """Free the id of what is given up; with QoS 2 the session of the broker may know it, and keeps it taken."""
+        if entry.publish.qos < 2:
+            self._ids.release(entry.packet_id)
+        else:
+            self._spent.append(entry.packet_id)
+
     def _start_over(self) -> None:
         """The broker knows nothing of what was in flight: all of it goes again as if for the first time."""
+        for packet_id in self._spent:
+            self._ids.release(packet_id)
+        self._spent.clear()
         entries = list(self._in_flight.values())
         self._in_flight.clear()
         for entry in reversed(entries):
@@ -453,6 +507,53 @@ class PublishingConnection:
             entry.received = False
             self._wait(entry)
             self._waiting.move_to_end(entry.future, last=False)
+
+    @property
+    def _full_window(self) -> int:
+        return min(self._connack.receive_maximum, _WINDOW - len(self._spent))
+
+    def _look_for_culprit(self, closed: Closed) -> None:
+        """Find out whether it is something that we send that ends the connections, and what."""
+        unsent = {*self._again, *self._batch}
+        sent = [each for each in self._in_flight.values() if not each.received and each not in unsent]
+        if not sent:
+            return
+        self._fruitless = self._fruitless + 1 if sent[0] is self._oldest else 1
+        self._oldest = sent[0]
+        if not self._suspects:
+            if self._fruitless >= _PATIENCE:
+                self._suspects.update(sent)
+        elif len(sent) == 1 and self._ended_over_it(closed):
+            self._oldest.ended += 1
+            if self._oldest.ended >= _PATIENCE:
+                self._convict(self._oldest, closed)
+        if self._suspects:
+            self._dialer.evictions = 0  # the broker minds what we send, and not who we are
+
+    def _ended_over_it(self, closed: Closed) -> bool:
+        soon = self._loop.time() - self._sent_alone < SHORT_LIFE
+        return soon and not closed.by_us and closed.reason_code not in _INNOCENT
+
+    def _convict(self, entry: _Entry, closed: Closed) -> None:
+        del self._in_flight[entry.packet_id]
+        self._retire_id(entry)
+        code = closed.reason_code or _UNSPECIFIED
+        said = "" if closed.reason_code is None else f": {closed.reason}"
+        text = f"{_label(entry)}: the broker closed the connection {entry.ended} times when it got this and nothing else{said}"
+        if not entry.future.done():
+            entry.future.set_exception(PublishRefused(text, reason_code=code))
+        log.error("%s; it is not sent again", text)
+        self._done(entry)
+        self._suspects.clear()
+        self._fruitless = 0
+        self._oldest = None
+        self._dialer.failures = self._dialer.evictions = 0
+
+    def _trust(self) -> None:
+        """Nothing is suspect any more: send as much at once as the broker takes."""
+        self._fruitless = 0
+        if self.connection is not None:
+            self._window += self._full_window - 1
 
     def _disconnected(self, reason: str) -> None:
         self.connection = None

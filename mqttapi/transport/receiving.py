@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
+
+from paho.mqtt.enums import MQTTErrorCode
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.message import NO_PROPERTIES, Properties
 from mqttapi.transport.connection import internals_available
-from mqttapi.transport.packets import PUBREL, MalformedPacket, Refused, Splitter
+from mqttapi.transport.packets import PUBREL, MalformedPacket, Refused, Splitter, decode_topic, shown
 
 if TYPE_CHECKING:
-    from paho.mqtt.client import MQTTMessage
+    from collections.abc import Callable
+
+    from paho.mqtt.client import Client, MQTTMessage
 
     from mqttapi.runtime.intake import Intake
     from mqttapi.transport.connection import Connection
@@ -50,7 +55,7 @@ def receiver_of(connection: Connection, intake: Intake, max_payload: int) -> Rec
             "these it sends PUBREC before a handler has run. Install paho-mqtt 2.2, or use qos=1"
         )
     log.warning("paho-mqtt has no %s: messages are read by paho, many times slower", ", ".join(missing))
-    return PlainReceiver(connection, intake)
+    return PlainReceiver(connection, intake, max_payload)
 
 
 class SplittingReceiver:
@@ -58,6 +63,7 @@ class SplittingReceiver:
 
     def __init__(self, connection: Connection, intake: Intake, max_payload: int) -> None:
         options = connection.options
+        connection.reads_only_if_read = True
         self._connection = connection
         self._intake = intake
         self._splitter = Splitter(
@@ -111,10 +117,16 @@ class SplittingReceiver:
 class PlainReceiver:
     """The fallback: paho reads and decodes. Not for QoS 2: paho sends PUBREC before the handlers have run."""
 
-    def __init__(self, connection: Connection, intake: Intake) -> None:
+    def __init__(self, connection: Connection, intake: Intake, max_payload: int) -> None:
+        connection.reads_only_if_read = True
         self._connection = connection
         self._intake = intake
+        self._max_payload = max_payload
+        self._decoded = False  # whether paho has got through the PUBLISH at hand
         connection.on_message = self._on_message
+        client = connection._client
+        if hasattr(client, "_handle_publish") and hasattr(client, "_in_packet"):
+            client._handle_publish = partial(self._handle, client, client._handle_publish)  # type: ignore[method-assign]  # what does not decode would end the connection, again and again
 
     def start(self) -> None:
         self._connection.start()
@@ -126,10 +138,14 @@ class PlainReceiver:
         self._connection.resume_reading()
 
     def _on_message(self, received: MQTTMessage) -> None:
+        self._decoded = True
+        raw, size = bytes(received._topic), len(received.payload)
         try:
-            topic = received.topic
-        except UnicodeDecodeError:
-            self._intake.refuse(str(received._topic), received.mid, received.qos, "its topic is not UTF-8")
+            topic = decode_topic(raw)
+            if size > self._max_payload:
+                raise ValueError(f"its payload of {size:,} bytes is over max_payload ({self._max_payload:,})")
+        except ValueError as error:
+            self._intake.refuse(shown(raw), received.mid, received.qos, str(error))
             return
         self._intake.batch_begin()
         self._intake.receive(
@@ -142,6 +158,20 @@ class PlainReceiver:
             _properties(received),
         )
         self._intake.batch_end()
+
+    def _handle(self, client: Client, handle: Callable[[], MQTTErrorCode]) -> MQTTErrorCode:
+        """Stands in for paho's handling of a PUBLISH: refuses one whose properties it cannot decode."""
+        self._decoded = False
+        try:
+            return handle()
+        except Exception as error:
+            packet, qos = bytes(client._in_packet["packet"]), client._in_packet["command"] >> 1 & 0x03
+            end = 2 + int.from_bytes(packet[:2], "big")
+            packet_id = int.from_bytes(packet[end : end + 2], "big") if qos else 0
+            if self._decoded or qos == 3 or end > len(packet) or (qos and not packet_id):
+                raise  # it is something else, or nobody can tell what to acknowledge
+            self._intake.refuse(shown(packet[2:end]), packet_id, qos, f"it does not decode ({type(error).__name__})")
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 def _properties(received: MQTTMessage) -> Properties:

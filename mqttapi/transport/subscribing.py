@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mqttapi.transport.packet_ids import PacketIds
 
 __all__ = ["Requests", "Subscription"]
+
+_T = TypeVar("_T")
+_MOST: Final = 268_435_460  # bytes of any packet
+_AROUND: Final = 13  # type, length, packet id, properties with a subscription identifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,8 @@ class Requests:
     async def subscribe(self, subscriptions: Sequence[Subscription], timeout: float | None) -> list[int]:
         """Subscribe, and return the reason codes in order: 0x80 and more are for the caller to judge.
 
-        One SUBSCRIBE is sent per subscription identifier, as the identifier belongs to the packet. `timeout` (seconds;
-        None: the connection's) does not run while reading is paused.
+        One SUBSCRIBE is sent per subscription identifier, as the identifier belongs to the packet, and more where one is
+        longer than the broker takes. `timeout` (seconds; None: the connection's) does not run while reading is paused.
 
         Raises:
             NotConnected: there was no SUBACK in time, or the connection was lost.
@@ -63,8 +67,9 @@ class Requests:
         codes = [0] * len(subscriptions)
         with self._expecting() as expect:
             sent = [
-                (group, expect(self._send_subscribe([subscriptions[index] for index in group], id)))
+                (part, expect(self._send_subscribe([subscriptions[index] for index in part], id)))
                 for id, group in groups.items()
+                for part in self._parts(group, [subscriptions[index].filter for index in group])
             ]
             for group, answer in sent:
                 granted = await self._answer(answer, "SUBACK", timeout)
@@ -83,8 +88,21 @@ class Requests:
             NotConnected: there was no UNSUBACK in time (some brokers send none), or the connection was lost.
         """
         with self._expecting() as expect:
-            _, packet_id = self._client.unsubscribe(list(filters))
-            return await self._answer(expect(packet_id), "UNSUBACK", timeout)
+            sent = [expect(self._client.unsubscribe(part)[1]) for part in self._parts(filters, filters)]
+            return [code for answer in sent for code in await self._answer(answer, "UNSUBACK", timeout)]
+
+    def _parts(self, items: Sequence[_T], filters: Sequence[str]) -> Iterator[list[_T]]:
+        """`items`, which have these filters, in as few packets as the broker's Maximum Packet Size allows."""
+        room = limit = (self._connection.maximum_packet_size or _MOST) - _AROUND
+        part: list[_T] = []
+        for item, filter in zip(items, filters, strict=True):
+            size = len(filter.encode()) + 3
+            if part and size > room:
+                yield part
+                part, room = [], limit
+            part.append(item)
+            room -= size
+        yield part
 
     def _send_subscribe(self, subscriptions: Sequence[Subscription], id: int | None) -> int | None:
         if not self._connection.options.mqtt5:

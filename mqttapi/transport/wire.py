@@ -14,6 +14,8 @@ __all__ = ["Wire"]
 
 CHUNK: Final = 256 * 1024
 """Bytes that are read, and offered for writing, at once."""
+MOST_OWED: Final = 2**20
+"""Bytes that a peer may leave unread before more is not read from it."""
 _WOULD_BLOCK: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -21,10 +23,21 @@ class Wire:
     """Bytes in and out of one connected socket, with one buffer for what it does not take at once.
 
     `sock` is a socket, a TLS socket or paho's wrapper for WebSockets. `failed` is called when a write fails, `drained`
-    when the socket has taken a rest that it had not taken at once.
+    when the socket has taken a rest that it had not taken at once, `congested` at each write that finds too large a one.
     """
 
-    __slots__ = ("_drained", "_failed", "_fileno", "_loop", "_pending", "_socket", "_unsent", "_writing", "error")
+    __slots__ = (
+        "_congested",
+        "_drained",
+        "_failed",
+        "_fileno",
+        "_loop",
+        "_pending",
+        "_socket",
+        "_unsent",
+        "_writing",
+        "error",
+    )
 
     def __init__(
         self,
@@ -33,6 +46,7 @@ class Wire:
         *,
         failed: Callable[[Exception], None],
         drained: Callable[[], None],
+        congested: Callable[[], None] = lambda: None,
     ) -> None:
         raw = getattr(sock, "_socket", sock)
         if raw.family != getattr(socket, "AF_UNIX", None):
@@ -43,6 +57,7 @@ class Wire:
         self._loop = loop
         self._failed = failed
         self._drained = drained
+        self._congested = congested
         self._fileno: int = sock.fileno()
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
         self._unsent = bytearray()
@@ -109,6 +124,8 @@ class Wire:
         """Send at once what the socket takes, and the rest when it can; the order of calls is the order of bytes."""
         if self._unsent:
             self._unsent += data
+            if len(self._unsent) > MOST_OWED:
+                self._congested()
         elif (sent := self._send(data)) < len(data):
             self._unsent += data[sent:] if sent else data
             if not self._writing:

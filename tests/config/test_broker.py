@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import traceback
 from pathlib import Path
 from urllib.parse import quote
@@ -136,6 +137,12 @@ class TestErrors:
     )
     def test_text(self, url: str, expected: str) -> None:
         assert problem(url) == expected
+
+    @pytest.mark.parametrize("host", ["a..b", "x" * 64, ".a"])
+    def test_a_host_that_no_resolver_takes(self, host: str) -> None:
+        text = f"'{host}' is not a host name: what stands between its dots has 1 to 63 characters"
+        with pytest.raises(ConfigurationError, match=re.escape(text)):
+            Broker.parse(f"mqtt://{host}", source="MQTT_URL")
 
     @pytest.mark.parametrize(
         "url",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from mqttapi import App, ConfigurationError, ConnectionRefused
 from mqttapi.config import Settings
@@ -76,6 +78,81 @@ async def test_credentials_that_fail_are_asked_for_again_and_no_secret_is_told(
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert warning.getMessage() == "credentials: credentials() raised RuntimeError; trying again until it works"
     assert "hunter" not in caplog.text
+
+
+async def test_a_cancelled_task_inside_is_a_failure_like_any_other(
+    fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither connection takes it for its own end."""
+    monkeypatch.setattr(dialer, "MAX_DELAY", 0.01)
+    asked = 0
+
+    async def credentials() -> tuple[str, str]:
+        nonlocal asked
+        asked += 1
+        if asked < 10:
+            inner = asyncio.ensure_future(asyncio.get_running_loop().create_future())
+            inner.cancel()
+            await inner
+        return "ada", "hunter2"
+
+    app = new_app(credentials)
+    async with app.running(broker=fake_broker.url):
+        await app.publish("a", "b")
+    assert "credentials: credentials() raised CancelledError; trying again until it works" in caplog.text
+
+
+@pytest.mark.parametrize("who", ["link", "publishing"])
+async def test_the_end_of_the_app_ends_the_asking(fake_broker: FakeBroker, who: str) -> None:
+    asked = 0
+    hangs = asyncio.Event()
+
+    async def credentials() -> tuple[str, str]:
+        nonlocal asked
+        asked += 1
+        if asked > (0 if who == "link" else 2):
+            hangs.set()
+            await asyncio.get_running_loop().create_future()
+        return "ada", "hunter2"
+
+    async def live() -> None:
+        async with new_app(credentials).running(broker=fake_broker.url):
+            for each in fake_broker.connections:
+                each.reset()
+            await hangs.wait()
+
+    running = asyncio.create_task(live())
+    await hangs.wait()
+    running.cancel()
+    await asyncio.wait((running,))
+    assert running.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (("\ud800", "x"), "a user name that cannot be written as UTF-8 [MQTT-1.5.4-1]"),
+        (("a\0b", "x"), "a user name with a NUL [MQTT-1.5.4-2]"),
+        (("u" * 65_536, "x"), "a user name of 65,536 bytes: MQTT sends 65,535 at most"),
+        (("u", "\ud800"), "a password that cannot be written as UTF-8 [MQTT-1.5.4-1]"),
+        (("u", SecretStr("é" * 40_000)), "a password of 80,000 bytes: MQTT sends 65,535 at most"),
+    ],
+)
+async def test_what_mqtt_cannot_send_is_told_and_asked_for_again(
+    fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, given: Any, text: str
+) -> None:
+    monkeypatch.setattr(dialer, "MAX_DELAY", 0.01)
+    asked = 0
+
+    async def credentials() -> Any:
+        nonlocal asked
+        asked += 1
+        return given if asked < 8 else ("ada", None)
+
+    app = new_app(credentials)
+    async with app.running(broker=fake_broker.url):
+        await app.publish("a", "b")
+    assert f"credentials: credentials() gave {text}; trying again until it works" in caplog.text
 
 
 async def test_wrong_credentials_end_the_start() -> None:

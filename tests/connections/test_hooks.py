@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqttapi import App, ConfigurationError
+from mqttapi import App, ConfigurationError, hooks
 from mqttapi.config import Settings
 from mqttapi.hooks import Hooks
 from tests.support.fake_broker import FakeBroker
@@ -97,6 +97,56 @@ async def test_a_hook_that_hangs_ends_with_the_grace(fake_broker: FakeBroker) ->
     assert ended == [True]
 
 
+async def test_a_hook_that_hangs_does_not_put_off_the_end(
+    fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no grace of its own, and those of `on_disconnect` run all the same."""
+    monkeypatch.setattr(hooks, "PATIENCE", 0.0)
+    app, seen = App("hangs", settings=Settings(instance="test", grace=600.0)), []
+
+    @app.on_connect
+    async def hangs() -> None:
+        seen.append("connected")
+        await asyncio.get_running_loop().create_future()
+
+    @app.on_connect
+    async def never() -> None:
+        seen.append("never")
+
+    @app.on_disconnect
+    async def goodbye() -> None:
+        seen.append("disconnected")
+
+    async with app.running(broker=fake_broker.url):
+        await eventually(lambda: seen)
+    assert seen == ["connected", "disconnected"]
+    warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert warnings == ["a hook of on_connect still runs while the app ends: cancelled"]
+
+
+async def test_a_hook_that_was_cancelled_inside_has_failed_and_the_next_one_runs(
+    fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, seen = new_app(), []
+
+    @app.on_connect
+    async def fails() -> None:
+        inner = asyncio.ensure_future(asyncio.get_running_loop().create_future())
+        inner.cancel()
+        await inner
+
+    @app.on_connect
+    async def works() -> None:
+        seen.append("connected")
+
+    async with app.running(broker=fake_broker.url):
+        for count in (1, 2):
+            await eventually(lambda count=count: len(seen) == count)  # type: ignore[misc]  # a default, to bind it
+            (await fake_broker.subscribed(count)).reset()
+        await eventually(lambda: len(seen) == 3)
+    assert caplog.text.count("a hook of on_connect failed") == 3
+
+
 async def test_a_short_loss_during_a_hook_is_not_told() -> None:
     """Else hooks of a line that flickers would queue up without end."""
     app, seen, gate = new_app(), [], asyncio.Event()
@@ -110,15 +160,15 @@ async def test_a_short_loss_during_a_hook_is_not_told() -> None:
     async def goodbye() -> None:
         seen.append("disconnected")
 
-    hooks = Hooks(app)
+    told = Hooks(app)
     for connected in (True, False, True, False, True):
-        hooks.update(connected=connected)
+        told.update(connected=connected)
         await asyncio.sleep(0)
     gate.set()
-    await hooks.finished()
+    await told.finished()
     assert seen == ["connected"]
-    hooks.update(connected=False)
-    await hooks.finished()
+    told.update(connected=False)
+    await told.finished()
     assert seen == ["connected", "disconnected"]
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from mqttapi import App, ConnectionRefused
 from mqttapi.config import Settings
-from mqttapi.transport import dialer
-from tests.support.fake_broker import Connection, FakeBroker, Reply
+from mqttapi.runtime.links import subscription_id
+from mqttapi.transport import dialer, link
+from tests.support.fake_broker import Connection, FakeBroker
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import client
 from tests.support.packets import Packet, PacketType, connack, suback
@@ -174,28 +175,58 @@ async def test_a_refusal_that_may_pass_is_tried_again(fake_broker: FakeBroker, s
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize(
-    ("kind", "answer", "text"),
-    [
-        (PacketType.CONNECT, lambda _c, _p: connack(0x87), "refuses the connection: Not authorized (0x87)"),
-        (PacketType.SUBSCRIBE, lambda _c, p: suback(p.packet_id, [0x87]), "refuses the subscription 's/+'"),
-    ],
-)
 async def test_after_a_first_success_even_refusals_for_good_are_tried_again(
-    fake_broker: FakeBroker, said: pytest.LogCaptureFixture, kind: PacketType, answer: Reply, text: str
+    fake_broker: FakeBroker, said: pytest.LogCaptureFixture
 ) -> None:
+    text = "refuses the connection: Not authorized (0x87)"
     app, _ = counting("later")
     async with app.running(broker=fake_broker.url):
-        accepting = fake_broker._replies[kind]
-        fake_broker.reply(kind, answer)
+        accepting = fake_broker._replies[PacketType.CONNECT]
+        fake_broker.reply(PacketType.CONNECT, lambda _c, _p: connack(0x87))
         (await fake_broker.subscribed()).reset()
         await eventually(lambda: failures(app) > 5)
         await eventually(lambda: any(text in reason for reason in app.readiness), what=lambda: str(app.readiness))
-        fake_broker.reply(kind, accepting)
+        fake_broker.reply(PacketType.CONNECT, accepting)
         await eventually(lambda: not app.readiness, what=lambda: str(app.readiness))
     errors = [each for each in said.records if (each.levelname, each.name) == ("ERROR", "mqttapi.link")]
     assert len(errors) == 1
     assert text in errors[0].getMessage()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_subscription_that_is_refused_later_costs_the_others_nothing(
+    fake_broker: FakeBroker, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stays, readiness and one error name it, and it alone is tried again."""
+    monkeypatch.setattr(link, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(link, "_LONGEST_PAUSE", 0.01)
+    app, handled = counting("partly")
+
+    @app.topic("bad/<id>")
+    async def other() -> None: ...
+
+    def answer(connection: Connection, packet: Packet) -> bytes:
+        return suback(packet.packet_id, [0x87 if each == "bad/+" else 1 for each in packet.filters])
+
+    text = "the broker refuses the subscription 'bad/+' of "
+    async with app.running(broker=fake_broker.url):
+        accepting = fake_broker._replies[PacketType.SUBSCRIBE]
+        fake_broker.reply(PacketType.SUBSCRIBE, answer)
+        (await fake_broker.subscribed()).reset()
+        again = await fake_broker.subscribed(2)
+        sent = await again.wait_for(PacketType.SUBSCRIBE, 8)
+        assert {each for packet in sent[2:] for each in packet.filters} == {"bad/+"}
+        (reason,) = app.readiness
+        assert reason.startswith(text)
+        again.publish("s/1", b"x", qos=1, packet_id=1, subscription_ids=[subscription_id("s/+")])
+        await again.wait_for(PacketType.PUBACK)
+        assert handled == {"x": 1}
+        fake_broker.reply(PacketType.SUBSCRIBE, accepting)
+        await eventually(lambda: not app.readiness, what=lambda: str(app.readiness))
+        assert not again.closed
+    (error,) = lines(said, logging.ERROR)
+    assert error.startswith(text)
+    assert lines(said, logging.INFO)[-1] == "subscribed to everything again"
 
 
 @pytest.mark.usefixtures("impatient")

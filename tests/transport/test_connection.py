@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ssl
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -304,6 +305,13 @@ async def test_an_unknown_host_is_told_with_the_setting() -> None:
     error = await refusal_of(Connection(options_for("mqtt://foo.invalid")))
     assert isinstance(error, NotConnected)
     assert str(error) == "cannot resolve broker host 'foo.invalid' (MQTT_URL)"
+
+
+async def test_a_host_that_no_resolver_takes_is_told_with_the_setting() -> None:
+    options = options_for("mqtt://foo.invalid")
+    options = dataclasses.replace(options, broker=dataclasses.replace(options.broker, host="a..b"))
+    error = await refusal_of(Connection(options))
+    assert (type(error), str(error)) == (NotConnected, "cannot resolve broker host 'a..b' (MQTT_URL)")
 
 
 async def test_nobody_listening_is_told(fake: FakeBroker) -> None:
@@ -654,3 +662,18 @@ async def test_what_was_written_before_close_arrives_although_messages_are_unrea
             connection.write(publish(f"last/{index}", version=5))
         await connection.close()
         await watcher.wait_for(50)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+async def test_subscribe_and_unsubscribe_obey_the_maximum_packet_size(fake: FakeBroker, ids: bool) -> None:
+    fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(max_packet_size=100))
+    async with Connection(options_for(fake.url)) as connection:
+        filters = [f"plant/line-{index}/+" for index in range(20)]
+        wanted = [Subscription(each, index % 3, id=268_435_455 if ids else None) for index, each in enumerate(filters)]
+        assert await connection.subscribe_all(wanted) == [index % 3 for index in range(20)]
+        assert await connection.unsubscribe_all(filters) == [0] * 20
+        for kind in (PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE):
+            packets = fake.packets(kind)
+            assert [each for packet in packets for each in packet.filters] == filters
+            assert 4 <= len(packets) <= 7
+            assert max(len(packet.body) + 2 for packet in packets) <= 100

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 import mqtt5
 import pytest
 
+from mqttapi import App
+from mqttapi.config import Settings
 from mqttapi.errors import NotConnected, PublishQueueFull, PublishRefused
 from mqttapi.publisher import Publish, Publisher, PublishResult
+from mqttapi.runtime.links import subscription_id
+from mqttapi.transport import dialer
 from mqttapi.transport.publishing import PublishingConnection
 from tests.support.fake_broker import FakeBroker
 from tests.support.mqtt import client
@@ -20,7 +24,8 @@ from tests.support.waiting import eventually
 from tests.transport.options import options_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from tests.support.fake_broker import Connection as Peer
     from tests.support.mosquitto import Mosquitto
@@ -291,6 +296,38 @@ async def test_a_resumed_session_respects_a_smaller_window(fake: FakeBroker) -> 
         assert payloads(second.packets(PUBLISH)) == [b"%d" % index for index in range(6)]
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_a_resumed_session_respects_new_limits(fake: FakeBroker, qos: int) -> None:
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        futures = [publisher.publish_nowait("a/b", payload, qos=qos) for payload in ("x" * 20, "ok")]
+        first = await fake.connected()
+        await first.wait_for(PUBLISH, 2)
+        fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(session_present=True, max_packet_size=20))
+        first.reset()
+        with pytest.raises(PublishRefused, match=r"its packet of 30 bytes is larger than the broker takes \(20\)"):
+            await futures[0]
+        second = await fake.connected(2)
+        (packet,) = await second.wait_for(PUBLISH)
+        assert packet.payload == b"ok"
+        second.send(ack(PUBACK, packet.packet_id))
+        await futures[1]
+        assert connection.messages == 0
+
+
+async def test_a_packet_that_is_no_answer_is_not_waited_for(fake: FakeBroker) -> None:
+    """Else a broken stream would be kept in memory, up to 256 MiB."""
+    async with publishing_to(fake.url) as connection:
+        peer = await fake.connected()
+        peer.send(b"\x40\xff\xff\xff\x7f" + bytes(1000))
+        await Publisher(connection).publish("a")
+        (disconnect,) = await peer.wait_for(PacketType.DISCONNECT)
+        assert disconnect.decode(mqtt5.DisconnectPacket).reason_code == 0x95
+        await Publisher(connection).publish("a")
+        assert fake.connections[-1] is not peer
+
+
 async def test_an_answer_before_its_turn_to_go_again_ends_it(fake: FakeBroker) -> None:
     """The acknowledgement was on its way when the connection broke: a broker may send it after the resume."""
     fake.reply(PUBLISH, None)
@@ -356,6 +393,137 @@ async def test_a_broker_reached_through_a_bad_line_gets_everything(mosquitto: Mo
         assert list(dict.fromkeys(received)) == wanted
         if qos == 2:
             assert received == wanted
+
+
+# What the broker closes the connection over
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialer, "MAX_DELAY", 0.01)
+    monkeypatch.setattr(dialer, "RIVAL_PAUSE", 0.0)
+
+
+def closes_over(payload: bytes, connections: list[Peer]) -> Callable[[Peer, Packet], bytes | None]:
+    """A broker that closes the connection over one payload, and acknowledges all others."""
+
+    def answer(peer: Peer, packet: Packet) -> bytes | None:
+        if packet.payload == payload:
+            connections.append(peer)
+            peer.close()
+        return ack(PUBACK if packet.qos == 1 else PUBREC, packet.packet_id) if packet.qos else None
+
+    return answer
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_publish_that_ends_every_connection_fails_and_all_others_get_through(
+    fake: FakeBroker, qos: int, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[Peer] = []
+    fake.reply(PUBLISH, closes_over(b"bad", ended))
+    if kept:
+        fake.reply(PacketType.CONNECT, resumed)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection)
+        before, bad, *behind = (
+            publisher.publish_nowait("a/b", payload, qos=qos) for payload in ("before", "bad", "1", "2")
+        )
+        await before
+        with pytest.raises(PublishRefused) as caught:
+            await bad
+        text = "publish to 'a/b': the broker closed the connection 3 times when it got this and nothing else"
+        assert (str(caught.value), caught.value.reason_code) == (text, 0x80)
+        assert f"{text}; it is not sent again" in caplog.text
+        await asyncio.gather(*behind)
+        assert len(ended) == 6
+        for peer in ended[3:]:
+            assert payloads(peer.packets(PUBLISH))[-1] == b"bad"
+        results = await asyncio.gather(*(publisher.publish_nowait("a", "x", qos=qos) for _ in range(50)))
+        assert len({result.packet_id for result in results}) == 50
+        assert (connection.messages, connection.bytes, connection._suspects) == (0, 0, set())
+        assert connection._window == 65_000 - len(connection._spent)
+        assert bool(connection._spent) == (qos == 2 and kept)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_nothing_is_left_of_one_whose_sender_has_given_up(fake: FakeBroker) -> None:
+    fake.reply(PUBLISH, closes_over(b"bad", []))
+    fake.reply(PacketType.CONNECT, resumed)
+    async with publishing_to(fake.url) as connection:
+        Publisher(connection).publish_nowait("a", "bad").cancel()
+        bad = Publisher(connection).publish_nowait("a", "bad")
+        await asyncio.sleep(0)
+        bad.cancel()
+        await Publisher(connection).publish("a", "good")
+        await connection.flushed()
+
+
+@pytest.mark.usefixtures("soon")
+async def test_the_code_of_a_disconnect_is_that_of_the_refusal(fake: FakeBroker) -> None:
+    def refuse(peer: Peer, packet: Packet) -> mqtt5.DisconnectPacket:
+        return mqtt5.DisconnectPacket(reason_code=mqtt5.DisconnectReasonCode.PACKET_TOO_LARGE)
+
+    fake.reply(PUBLISH, refuse)
+    async with publishing_to(fake.url) as connection:
+        with pytest.raises(PublishRefused, match=r"nothing else: the broker disconnected: Packet too large") as caught:
+            await Publisher(connection).publish("a")
+        assert caught.value.reason_code == 0x95
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("reason", [mqtt5.DisconnectReasonCode.SERVER_SHUTTING_DOWN, None])
+async def test_a_broker_that_goes_away_for_other_reasons_condemns_nothing(
+    fake: FakeBroker, reason: mqtt5.DisconnectReasonCode | None
+) -> None:
+    """It says so, or it ends the connections whose publishes it has answered as well."""
+
+    def close(peer: Peer, packet: Packet) -> Any:
+        if len(fake.connections) > 20:
+            return ack(PUBACK, packet.packet_id)
+        if reason is not None:
+            return mqtt5.DisconnectPacket(reason_code=reason)
+        peer.send(ack(PUBACK, packet.packet_id))
+        peer.close()
+        return None
+
+    fake.reply(PUBLISH, close)
+    async with publishing_to(fake.url) as connection:
+        await asyncio.gather(*(Publisher(connection).publish_nowait("a") for _ in range(40)))
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_release_is_no_culprit(fake: FakeBroker) -> None:
+    """What the broker has received is not sent again, so it is nothing that could be kept back."""
+    fake.reply(PUBREL, lambda peer, packet: peer.close())
+    fake.reply(PacketType.CONNECT, resumed)
+    async with publishing_to(fake.url) as connection:
+        future = Publisher(connection).publish_nowait("a", qos=2)
+        await fake.connected(12)
+        fake.reply(PUBREL, lambda peer, packet: ack(PUBCOMP, packet.packet_id))
+        await future
+        assert len(fake.packets(PUBLISH)) == 1
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_dead_letter_that_the_broker_closes_the_connection_over_goes_to_the_disk(
+    fake: FakeBroker, tmp_path: Path
+) -> None:
+    fake.reply(PUBLISH, closes_over(b"bad", []))
+    app = App("closes", settings=Settings(instance="test", grace=5.0, state_dir=tmp_path))
+
+    @app.topic("in/<name>", dead_letter="dead/<name>")
+    async def handle() -> None:
+        raise ValueError
+
+    async with app.running(broker=fake.url):
+        peer = await fake.subscribed()
+        peer.publish("in/1", b"bad", qos=1, packet_id=1, subscription_ids=[subscription_id("in/+")])
+        await peer.wait_for(PUBACK)
+        (counts,) = app.stats.routes.values()
+        assert counts.spooled == 1
 
 
 # While the broker is away
@@ -462,6 +630,34 @@ async def test_connections_that_stand_for_a_moment_come_ever_slower(fake: FakeBr
     async with publishing_to(fake.url) as connection:
         await fake.connected(4)
         assert connection._dialer.failures >= 3
+
+
+@pytest.mark.usefixtures("soon")
+async def test_an_error_that_nobody_thought_of_is_logged_and_ends_nothing(
+    fake: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with publishing_to(fake.url) as connection:
+        await Publisher(connection).publish("a")
+        fails = iter((True, True))
+        open_, connected = connection._dialer.open, connection._connected
+
+        async def fail_to_open(*arguments: Any) -> Any:
+            if next(fails, False):
+                raise RuntimeError("thought of by nobody")
+            monkeypatch.setattr(connection, "_connected", fail_behind)
+            return await open_(*arguments)
+
+        def fail_behind(*arguments: Any) -> None:
+            connected(*arguments)
+            monkeypatch.undo()
+            raise RuntimeError("nor this")
+
+        monkeypatch.setattr(connection._dialer, "open", fail_to_open)
+        fake.connections[0].reset()
+        await eventually(lambda: "nor this" in caplog.text, what="the errors")
+        await Publisher(connection).publish("a")
+        assert caplog.text.count("test-pub failed: this is a bug in mqttapi; trying again") == 3
+        assert fake.connections[-2].closed
 
 
 # Threads, and the end
