@@ -131,8 +131,10 @@ class Attempts:
 
 def left_thread(error: BaseException | None) -> bool:
     """Whether a plain `def` still runs, in its thread, for an attempt that ended with `error`."""
-    while error is not None:
+    seen: set[int] = set()  # `raise error from error` is a circle, and longer ones are as easy to make
+    while error is not None and id(error) not in seen:
         if getattr(error, "thread_runs_on", False):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False

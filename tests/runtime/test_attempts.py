@@ -85,6 +85,19 @@ async def test_a_number_is_that_of_the_attempts() -> None:
     assert seen == [1, 2, 3, 4]
 
 
+async def test_a_circle_of_causes_fails_like_any_other_error() -> None:
+    """`raise error from error`: nothing may walk round it for ever."""
+    own = ValueError("its own cause")
+    own.__cause__ = own
+    assert await outcome(failing(9, own)[0]) == "failed: raised ValueError"
+
+    one, two, three = ValueError("one"), KeyError("two"), OSError("three")
+    one.__cause__, two.__context__, three.__cause__ = two, three, two  # and `one` is not on the circle
+    app, seen = failing(9, one, retry=RETRIES)
+    assert await outcome(app) == "failed: raised ValueError"
+    assert seen == [1, 2, 3]
+
+
 async def test_what_is_not_named_is_not_retried() -> None:
     app, seen = failing(9, KeyError("x"), retry=dataclasses.replace(RETRIES, on=(ValueError, OSError)))
     await outcome(app)
