@@ -14,6 +14,7 @@ from base64 import b64encode
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
 from mqttapi.errors import BrokerError, ConfigurationError, MQTTAPIError, NotConnected, PublishQueueFull
@@ -58,6 +59,7 @@ class DeadLetters:
         self._make_spool = spool
         self._spool: Spool | None = None
         self._disk = asyncio.Lock()
+        self._thread = CapacityLimiter(1)  # its own: those of handlers may all be taken, for long
         self._clock = asyncio.get_running_loop().time
         self._held: dict[Run, float] = {}
         self._problem = ""
@@ -133,7 +135,7 @@ class DeadLetters:
             async with self._disk:  # one thread, however many letters there are
                 if self._spool is None:
                     self._spool = self._make_spool()
-                await run_sync(self._spool.append, dataclasses.replace(letter, why=why))
+                await run_sync(self._spool.append, dataclasses.replace(letter, why=why), limiter=self._thread)
         except (OSError, RuntimeError, MQTTAPIError) as error:
             self._problem = f"{why}; {error}"
             return False

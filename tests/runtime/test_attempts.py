@@ -7,9 +7,11 @@ import dataclasses
 import gc
 import logging
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from anyio import CapacityLimiter
+from anyio.to_thread import current_default_thread_limiter
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -28,9 +30,15 @@ from mqttapi import (
 )
 from mqttapi.config import Settings
 from mqttapi.message import Message
+from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.lanes import Run
 from mqttapi.runtime.outcome import Outcome
+from mqttapi.runtime.spool import Letter, Spool
 from mqttapi.testing import TestClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 RETRIES = Retry(attempts=3, delay=0, jitter=False)
 
@@ -324,6 +332,107 @@ async def test_a_plain_function_that_takes_too_long_is_not_run_again_beside_its_
             assert app.stats.routes["r"].failed == 0
         finally:
             gate.set()
+
+
+@pytest.fixture
+async def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets the clock of the loop jump, by seconds."""
+    loop, jumped = asyncio.get_running_loop(), 0.0
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + jumped)
+
+    def jump(seconds: float) -> None:
+        nonlocal jumped
+        jumped += seconds
+
+    return jump
+
+
+@pytest.fixture
+async def thread() -> AsyncIterator[CapacityLimiter]:
+    """The only one that handlers share; it is taken."""
+    limiter = current_default_thread_limiter()
+    before, limiter.total_tokens = limiter.total_tokens, 1
+    limiter.acquire_on_behalf_of_nowait(limiter)
+    yield limiter
+    limiter.total_tokens = before
+
+
+def plain(**options: Any) -> App:
+    app = App("t")
+
+    @app.topic("t", name="r", timeout=30, **options)
+    def handler() -> None: ...
+
+    return app
+
+
+async def test_the_time_out_does_not_run_while_the_call_waits_for_a_thread(
+    later: Callable[[float], None], thread: CapacityLimiter
+) -> None:
+    async with TestClient(plain()) as client:
+        publish = asyncio.create_task(client.publish("t"))
+        await waits_for(thread)
+        later(40)
+        look(client)
+        thread.release_on_behalf_of(thread)
+        assert (await publish).outcome == "done"
+
+
+async def test_max_hold_limits_the_wait_for_a_thread(later: Callable[[float], None], thread: CapacityLimiter) -> None:
+    """And the failure says so: the handler has not run."""
+    async with TestClient(plain(), raise_exceptions=False) as client:
+        publish = asyncio.create_task(client.publish("t"))
+        await waits_for(thread)
+        later(61)
+        look(client)
+        error = (await publish).outcomes["r"].error
+        assert isinstance(error, TimeoutError)
+        assert str(error) == "waited too long for a thread: all 1 are taken"
+
+
+@pytest.mark.usefixtures("thread")
+async def test_an_isolated_route_has_threads_of_its_own() -> None:
+    assert await outcome(plain(isolate=True)) == "done"
+
+
+@pytest.mark.usefixtures("thread")
+async def test_the_spool_waits_for_no_thread_of_handlers(tmp_path: Path) -> None:
+    letters = DeadLetters(cast("Any", None), lambda: Spool(tmp_path, 1 << 20))
+    letter = Letter(time="", to="d", why="", topic="t", payload=b"", qos=1, route="r", error="", reason="", attempts=1)
+    assert await letters._kept(letter, "nobody has subscribed to it")
+
+
+async def waits_for(thread: CapacityLimiter) -> None:
+    while not thread.statistics().tasks_waiting:
+        await asyncio.sleep(0)
+
+
+def look(client: TestClient) -> None:
+    """At the deadlines."""
+    assert client._service is not None
+    client._service.workers._look_at_deadlines()
+
+
+async def test_middleware_around_the_attempts_is_limited_by_max_hold_after_a_retry(
+    later: Callable[[float], None],
+) -> None:
+    hangs = asyncio.Event()
+
+    async def middleware(context: Context, call_next: Any) -> Any:
+        await call_next(context)
+        hangs.set()
+        await asyncio.Event().wait()
+
+    app, seen = failing(1, retry=RETRIES)
+    app.add_middleware(middleware)
+    async with TestClient(app, raise_exceptions=False) as client:
+        publish = asyncio.create_task(client.publish("t"))
+        await hangs.wait()
+        later(61)
+        look(client)
+        assert (await publish).outcome == "failed"
+    assert seen == [1, 2]
 
 
 # -- the value
