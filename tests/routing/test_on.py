@@ -321,3 +321,14 @@ def test_the_prefix_stands_before_the_source_and_not_before_the_target() -> None
     assert route.template.text == "p/a/<id>"
     assert route.publish_to is not None
     assert route.publish_to.text == "b/<id>"
+
+
+def test_a_key_is_not_awaited() -> None:
+    async def handler() -> None: ...
+
+    async def key(message: object) -> int:
+        return 1
+
+    assert refusal(lambda: App().on("a", handler, ordered_by=key)).endswith(
+        "key() is an 'async def', and a key has to be there at once: make it a 'def'"
+    )
