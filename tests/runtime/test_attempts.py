@@ -117,6 +117,8 @@ async def test_what_is_not_named_is_not_retried() -> None:
     [
         (Drop("enough"), "dropped: enough"),
         (Reject("wrong"), "rejected: wrong"),
+        (Reject(5), "rejected: 5"),  # type: ignore[arg-type]  # any object will do
+        (Drop(ValueError("x")), "dropped: x"),  # type: ignore[arg-type]
         (InvalidPayload("bad"), "rejected: bad"),
         (asyncio.CancelledError(), "failed: was cancelled, though not by mqttapi"),
     ],
