@@ -181,7 +181,7 @@ class Service:
                 self.subscribed = subscriptions(self.runners, self.group)
                 self.own = [each for each in self.subscribed if self._served is None or each.filter in self._served]
                 self.dispatcher = self.dispatcher_of(None)
-                self.dead_letters = DeadLetters(app.publisher, self._spool)
+                self.dead_letters = DeadLetters(app.publisher, self._spool, max_bytes=self.settings.max_outgoing_bytes)
                 self.policy = Policy(
                     publisher=app.publisher,
                     handlers=app.exception_handlers,

@@ -24,11 +24,13 @@ from mqttapi import (
     Drop,
     HandlerStuck,
     InvalidPayload,
+    Publish,
     Reject,
     Retry,
     RetryLater,
 )
 from mqttapi.config import Settings
+from mqttapi.errors import PublishQueueFull
 from mqttapi.message import Message
 from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.lanes import Run
@@ -403,6 +405,23 @@ async def test_the_spool_waits_for_no_thread_of_handlers(tmp_path: Path) -> None
     letters = DeadLetters(cast("Any", None), lambda: Spool(tmp_path, 1 << 20))
     letter = Letter(time="", to="d", why="", topic="t", payload=b"", qos=1, route="r", error="", reason="", attempts=1)
     assert await letters._kept(letter, "nobody has subscribed to it")
+
+
+class Full:
+    """A publisher that never has room."""
+
+    has_properties = True
+
+    async def send(self, publish: Publish, *, reserved: bool) -> None:
+        raise PublishQueueFull("no room")
+
+
+async def test_a_dead_letter_that_the_publisher_never_has_room_for_goes_to_the_disk(tmp_path: Path) -> None:
+    letters = DeadLetters(cast("Any", Full()), lambda: Spool(tmp_path, 1 << 20), max_bytes=100)
+    letter = Letter(
+        time="", to="d", why="", topic="t", payload=b"x" * 200, qos=1, route="r", error="", reason="", attempts=1
+    )
+    assert await letters._sent(letter) == "no room"
 
 
 async def waits_for(thread: CapacityLimiter) -> None:
