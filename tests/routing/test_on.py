@@ -329,6 +329,6 @@ def test_a_key_is_not_awaited() -> None:
     async def key(message: object) -> int:
         return 1
 
-    assert refusal(lambda: App().on("a", handler, ordered_by=key)).endswith(
+    assert refusal(lambda: App().on("a", handler, ordered_by=key)).endswith(  # type: ignore[arg-type]
         "key() is an 'async def', and a key has to be there at once: make it a 'def'"
     )
