@@ -86,7 +86,7 @@ class MessageError(MQTTAPIError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)  # somebody's number, or exception
 
 
 class InvalidPayload(MessageError):
@@ -172,7 +172,7 @@ class Drop(MQTTAPIError):
 
     def __init__(self, reason: str = "dropped by the handler") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 class RetryLater(MQTTAPIError):

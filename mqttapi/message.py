@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from sys import getsizeof
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NO_PROPERTIES", "Message", "Properties", "printable"]
+__all__ = ["NO_PROPERTIES", "HeavyProperties", "Message", "Properties", "printable", "size_of"]
+
+_PAIR: Final = 72  # bytes of a tuple of two, and its place in another one
+_ID: Final = 36  # bytes of an int, and its place in a tuple
 
 
 class Properties(NamedTuple):
@@ -26,6 +30,33 @@ class Properties(NamedTuple):
 
 
 NO_PROPERTIES: Final = Properties()
+
+
+class HeavyProperties(Properties):
+    """Those that count among the bytes that are held: there is no bound on how many a sender may write."""
+
+    weight: int
+    """Bytes of memory, about."""
+
+    @classmethod
+    def of(cls, properties: Properties) -> HeavyProperties:
+        """The same, weighed."""
+        heavy = cls(*properties)
+        texts = (text for pair in properties.user_properties for text in pair)
+        heavy.weight = (
+            sum(map(getsizeof, texts))
+            + _PAIR * len(properties.user_properties)
+            + _ID * len(properties.subscription_ids)
+            + sum(map(getsizeof, (properties.content_type, properties.response_topic, properties.correlation_data)))
+        )
+        return heavy
+
+
+def size_of(message: Message) -> int:
+    """What a message counts among the bytes that are held: characters of its topic, bytes of payload and properties."""
+    properties = message._properties
+    weight = properties.weight if isinstance(properties, HeavyProperties) else 0
+    return len(message._topic) + len(message._payload) + weight
 
 
 class Message:

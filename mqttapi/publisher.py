@@ -270,7 +270,12 @@ def _refuse_unknown(topic: str, options: Mapping[str, object]) -> None:
             raise ConfigurationError(f"publish to {printable(topic)!r}: unknown option {name!r}. {hint}") from None
 
 
-_check_topic = lru_cache(maxsize=4096)(validate_topic)  # applications publish to the same topics again and again
+def _check_topic(topic: str) -> None:
+    # A Response Topic is a stranger's choice: long ones would fill the memory.
+    (_check_again if type(topic) is str and len(topic) <= 256 else validate_topic)(topic)
+
+
+_check_again = lru_cache(maxsize=4096)(validate_topic)  # applications publish to the same topics again and again
 
 
 @lru_cache(maxsize=1024)

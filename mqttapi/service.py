@@ -11,6 +11,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from anyio import CapacityLimiter
+
 from mqttapi.config import (
     ClientLock,
     Session,
@@ -66,6 +68,8 @@ __all__ = ["Service", "Stopped", "session_of"]
 
 log = logging.getLogger("mqttapi")
 
+ISOLATED_THREADS: Final = 40
+"""Threads that an isolated route has for itself, as many as all the others share: anyio's number."""
 _STARTING: Final = "the app is starting"
 _STOPPING: Final = "the app is stopping"
 _IDLE: Final = "the app takes no messages"
@@ -178,7 +182,7 @@ class Service:
                 self.subscribed = subscriptions(self.runners, self.group)
                 self.own = [each for each in self.subscribed if self._served is None or each.filter in self._served]
                 self.dispatcher = self.dispatcher_of(None)
-                self.dead_letters = DeadLetters(app.publisher, self._spool)
+                self.dead_letters = DeadLetters(app.publisher, self._spool, max_bytes=self.settings.max_outgoing_bytes)
                 self.policy = Policy(
                     publisher=app.publisher,
                     handlers=app.exception_handlers,
@@ -232,7 +236,9 @@ class Service:
                 opened[method.cls] = method.cls()
 
     def _runner(self, route: Route, signature: Signature, index: int, opened: Mapping[type, object]) -> Runner:
-        plan = compile_plan(signature, overrides=self.app.dependency_overrides, resources=opened)
+        threads = CapacityLimiter(ISOLATED_THREADS) if route.isolate else None
+        overrides = self.app.dependency_overrides
+        plan = compile_plan(signature, overrides=overrides, resources=opened, threads=threads)
         queue = None
         if route.overflow != "block":
             settings = self.settings
@@ -248,6 +254,7 @@ class Service:
         if self.echo is not None and route.options.no_local:
             runner.endpoint = self.echo.around(runner.endpoint)
         runner.timeout = limit
+        runner.max_hold = self.settings.max_hold
         return runner
 
     def _echo(self) -> Echo | None:
@@ -300,7 +307,7 @@ class Service:
             f"{run.route.name} has not ended for {now - run.began:.0f} s on {printable(run.message.topic)}, though its "
             f"timeout is {run.runner.timeout:g} s: it does not let itself be cancelled"
             for run in self.workers.waiting()
-            if run.runner.timeout is not None and now - run.began > run.runner.timeout + _UNTIL_STUCK
+            if run.deadline is not None and run.deadline < 0 and now + run.deadline > _UNTIL_STUCK
         ]
 
     def readiness(self) -> Sequence[str]:

@@ -90,7 +90,7 @@ async def test_a_message_is_acknowledged_after_its_dead_letter_is_confirmed(
 
 
 async def test_what_nobody_has_subscribed_to_is_on_the_disk_and_acknowledged(
-    mosquitto: Mosquitto, tmp_path: Path, proxy: Callable[..., Awaitable[Proxy]]
+    mosquitto: Mosquitto, tmp_path: Path, proxy: Callable[..., Awaitable[Proxy]], caplog: pytest.LogCaptureFixture
 ) -> None:
     between = await proxy(mosquitto.port)
     app, _ = failing("spooled", settings(tmp_path), dead_letter="dead/<topic>")
@@ -99,6 +99,7 @@ async def test_what_nobody_has_subscribed_to_is_on_the_disk_and_acknowledged(
         await between.wait_for(Direction.TO_BROKER, PacketType.PUBACK, 2)
         route = app.stats.routes["r"]
         assert (route.failed, route.dead_lettered, route.spooled) == (2, 2, 2)
+    assert "(dead letter on the disk, see 'mqttapi dead list')" in caplog.text
     letters = Spool(state_dir("spooled", tmp_path)).letters()
     assert [(letter.to, letter.payload, letter.why) for letter in letters] == [
         ("dead/s/1", b"x", "nobody has subscribed to it"),

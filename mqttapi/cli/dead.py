@@ -170,7 +170,7 @@ def _chosen(spool: Spool, ids: Sequence[str], *, every: bool) -> list[Letter]:
     for id in ids:
         if id not in letters:
             raise ConfigurationError(f"there is no letter {id!r} in {spool.directory}: 'mqttapi dead list' shows all")
-    return [letters[id] for id in ids]
+    return [letters[id] for id in dict.fromkeys(ids)]
 
 
 async def _publish(letter: Letter, place: _Spool, broker: str | None, *, original: bool) -> None:

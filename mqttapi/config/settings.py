@@ -167,7 +167,7 @@ class Settings(BaseSettings):
     max_in_flight: Annotated[int, Field(ge=1, le=65535), Rule("1-65535 (MQTT Receive Maximum)", "messages")] = 1000
     """Messages held per link: handlers that have not ended. Announced as Receive Maximum [MQTT5 §3.1.2.11.3]."""
     max_in_flight_bytes: _Size = 32 * 2**20
-    """Bytes held per link; at the bound nothing more is read."""
+    """Bytes of topics, payloads and properties held per link; at the bound nothing more is read."""
     max_queued: Annotated[int, Field(ge=1), Rule("a whole number above 0", "messages")] = 1000
     """Messages of QoS 0 held per route whose `overflow` is not `block`."""
     max_payload: _Size = 2**20

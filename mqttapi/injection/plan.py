@@ -19,11 +19,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import linecache
+import math
 import re
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
-from anyio.to_thread import run_sync
+from anyio import CapacityLimiter, WouldBlock
+from anyio.to_thread import current_default_thread_limiter, run_sync
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection.functions import called, identity
@@ -50,6 +52,7 @@ def compile_plan(
     *,
     overrides: Mapping[Any, Any] | None = None,
     resources: Mapping[type[Any], Any] | None = None,
+    threads: CapacityLimiter | None = None,
 ) -> Endpoint:
     """Bind a signature to what it needs.
 
@@ -61,22 +64,24 @@ def compile_plan(
         overrides: What to use instead of a dependency or of the resource of a type: a function, a class or
             `Depends(...)`; for a type also the thing itself.
         resources: What the app has, by type. `Depends(...)` makes one per attempt; a `yield` cleans it up.
+        threads: How many threads the calls of this plan may take; None: they share anyio's with the rest of the loop.
 
     Raises:
         ConfigurationError: When a resource is missing, or an override does not fit.
     """
     given = {**(resources or {}), **(overrides or {})}
     factories = {kind: value for kind, value in (resources or {}).items() if isinstance(value, Depends)}
-    return _Writer(signature.handler.name, given).endpoint(override(signature, {**factories, **(overrides or {})}))
+    writer = _Writer(signature.handler.name, given, _Threads(threads))
+    return writer.endpoint(override(signature, {**factories, **(overrides or {})}))
 
 
 class _Writer:
     """Writes the code of one plan: names of our own making, and in `_names` what they stand for."""
 
-    def __init__(self, owner: str, given: Mapping[Any, Any]) -> None:
+    def __init__(self, owner: str, given: Mapping[Any, Any], threads: _Threads) -> None:
         self._owner = owner
         self._given = given
-        self._names: dict[str, Any] = dict(_HELPERS)
+        self._names: dict[str, Any] = _HELPERS | {"in_thread": threads.run, "enter_in_thread": threads.enter}
         self._known: dict[object, str] = {}
         self._reads: list[str] = []
         self._steps: list[str] = []
@@ -101,7 +106,7 @@ class _Writer:
         ]
         function = self._name(call.name, call.function)
         if call.in_thread and not call.is_context:
-            return f"in_thread({', '.join((function, *arguments))})"
+            return f"in_thread({', '.join(('context', function, *arguments))})"
         return f"{function}({', '.join(arguments)})"
 
     def _value(self, source: Source) -> str:
@@ -140,8 +145,8 @@ class _Writer:
         code, value = self._call(call), self._name(call.name)
         awaits = call.is_async or call.in_thread
         if call.is_context:
-            enter = "enter_in_thread" if call.in_thread else "enter_async" if call.is_async else "enter"
-            code = f"{enter}(stack, {code})"
+            enter = "enter_async(" if call.is_async else "enter("
+            code = f"{'enter_in_thread(context, ' if call.in_thread else enter}stack, {code})"
         self._is_async |= awaits or call.is_context
         self._has_exits |= call.is_context
         self._steps.append(f"{value} = await {code}" if awaits else f"{value} = {code}")
@@ -164,26 +169,81 @@ def _run(code: str, names: dict[str, Any], filename: str) -> Endpoint:
 # ------------------------------------------------------------------------------------------------- what plans call upon
 
 
-async def _in_thread(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    running = False
+class _Clock(Protocol):
+    """A context with a time limit that does not run while it waits for a thread."""
 
-    def call() -> T:
-        nonlocal running
+    def stop_clock(self) -> float | None: ...
+
+    def start_clock(self, left: float | None) -> None: ...
+
+
+class _Threads:
+    """Runs calls in threads, of which a route may have as many as `limit` says."""
+
+    def __init__(self, limit: CapacityLimiter | None) -> None:
+        self._limit = limit
+        self._unlimited = CapacityLimiter(math.inf)
+
+    async def run(self, context: object, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        turn = [None]  # taken out by the thread as it begins, or by a cancellation that comes before
         running = True
-        try:
-            return function(*args, **kwargs)
-        finally:
-            running = False
 
+        def call() -> T:
+            nonlocal running
+            turn.pop()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                running = False
+
+        limit, token = self._limit or current_default_thread_limiter(), object()
+        if not _took(limit, token):
+            await _wait_for_thread(context, limit, token)
+        try:
+            result = await run_sync(call, limiter=self._unlimited)
+        except asyncio.CancelledError as error:
+            try:
+                turn.pop()
+            except IndexError:
+                error.thread_runs_on = running  # type: ignore[attr-defined]  # so that nobody runs it again beside it
+            raise
+        finally:
+            limit.release_on_behalf_of(token)
+        if inspect.iscoroutine(result):
+            result.close()
+            raise TypeError(f"{called(function)} is a plain 'def' but returned a coroutine: make it an 'async def'")
+        return result
+
+    async def enter(self, context: object, stack: AsyncExitStack, manager: AbstractContextManager[T]) -> T:
+        value = await self.run(context, manager.__enter__)
+
+        async def leave(*error: Any) -> None:
+            await self.run(context, manager.__exit__, *error)
+
+        stack.push_async_exit(leave)
+        return value
+
+
+def _took(limit: CapacityLimiter, token: object) -> bool:
     try:
-        result = await run_sync(call)
+        limit.acquire_on_behalf_of_nowait(token)
+    except WouldBlock:
+        return False
+    return True
+
+
+async def _wait_for_thread(context: Any, limit: CapacityLimiter, token: object) -> None:
+    clock: _Clock | None = context if hasattr(context, "stop_clock") else None
+    await asyncio.sleep(0)  # the workers know now that the run waits, and have set its deadline
+    left = clock.stop_clock() if clock is not None else None
+    try:
+        await limit.acquire_on_behalf_of(token)
     except asyncio.CancelledError as error:
-        error.thread_runs_on = running  # type: ignore[attr-defined]  # so that nobody runs it again beside that thread
+        error.waited_for = f"waited too long for a thread: all {limit.total_tokens:g} are taken"  # type: ignore[attr-defined]
         raise
-    if inspect.iscoroutine(result):
-        result.close()
-        raise TypeError(f"{called(function)} is a plain 'def' but returned a coroutine: make it an 'async def'")
-    return result
+    finally:
+        if clock is not None:
+            clock.start_clock(left)
 
 
 # What `leave` gives back is None on purpose: an exception goes on even where a generator swallowed it.
@@ -209,20 +269,8 @@ async def _enter_async(stack: AsyncExitStack, manager: AbstractAsyncContextManag
     return value
 
 
-async def _enter_in_thread(stack: AsyncExitStack, manager: AbstractContextManager[T]) -> T:
-    value = await _in_thread(manager.__enter__)
-
-    async def leave(*error: Any) -> None:
-        await _in_thread(manager.__exit__, *error)
-
-    stack.push_async_exit(leave)
-    return value
-
-
 _HELPERS: Final = {
     "AsyncExitStack": AsyncExitStack,
     "enter": _enter,
     "enter_async": _enter_async,
-    "enter_in_thread": _enter_in_thread,
-    "in_thread": _in_thread,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from mqttapi.errors import ConfigurationError
@@ -283,6 +284,8 @@ def _ordered_by(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return None
     if callable(value):
+        if iscoroutinefunction(value):
+            return f"ordered_by: {called(value)} is an 'async def', and a key has to be there at once: make it a 'def'"
         return None if takes(value, 1) else f"ordered_by: {called(value)} must take one argument, the message"
     return f"ordered_by must be 'topic', the name of a path parameter, a function of the message or None, got {value!r}"
 

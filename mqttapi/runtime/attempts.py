@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mqttapi.errors import RetryLater
-from mqttapi.runtime.lanes import HandlerTimeout, Run, attempt_error
+from mqttapi.runtime.lanes import Run, attempt_error, uncancel_overdue
 
 if TYPE_CHECKING:
     from mqttapi.context import Context
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mqttapi.routing import Retry
 
 __all__ = ["Attempts", "HeldTooLong", "left_thread"]
+
+LAST_WORDS = 5.0
+"""Seconds that middleware has, at the least, after the last attempt: `max_hold` may be over when that ends."""
 
 
 class HeldTooLong(TimeoutError):
@@ -74,24 +77,34 @@ class Attempts:
         """
         error = attempt_error(run, error)
         clock = asyncio.get_running_loop().time
-        run.began = getattr(run, "began", clock())  # a middleware that stops the run's clock moves it
-        skipped, attempts = 0.0, 1
+        if not hasattr(run, "began"):  # it has not waited so far
+            run.began = clock()
+        attempts = 1
         try:
             while True:
-                held = clock() - run.began + skipped
+                self._hold(run)
+                held = clock() - run.began
                 pause = self._pause(error, attempts, held)
                 if pause is None:
                     raise error
                 if isinstance(error, RetryLater) and held + pause >= self._max_hold:
                     raise HeldTooLong(self._too_long(error, held)) from error
                 attempts += not isinstance(error, RetryLater)
-                skipped += await self._wait(run, pause)
+                await self._wait(run, pause)
                 run.attempt += 1
                 run.runner.counts["retried"] += 1
+                seconds = min(self._timeout, self._max_hold - held - pause)
+                run.deadline = clock() + seconds
                 try:
-                    return await self._attempt(run, min(self._timeout, self._max_hold - held - pause))
-                except Exception as raised:  # noqa: BLE001  a handler may raise anything
-                    error = raised
+                    result = await self._endpoint(run)
+                except (Exception, asyncio.CancelledError) as raised:
+                    error = attempt_error(run, raised, seconds)
+                    if isinstance(error, asyncio.CancelledError):
+                        raise
+                    continue
+                uncancel_overdue(run)
+                self._hold(run)
+                return result
         finally:
             del error  # its traceback knows this frame: nothing should have to wait for the garbage collector
 
@@ -104,26 +117,17 @@ class Attempts:
         pause = self._retry.pause(attempts)
         return pause if held + pause < self._max_hold else None
 
-    async def _wait(self, run: Run, pause: float) -> float:
-        """Wait; gives the seconds that were left out."""
+    def _hold(self, run: Run) -> None:
+        """Between attempts, and after the last one, what is around them has until `max_hold` is over."""
+        run.deadline = max(run.began + self._max_hold, asyncio.get_running_loop().time() + LAST_WORDS)
+
+    async def _wait(self, run: Run, pause: float) -> None:
         await asyncio.sleep(0)  # whether the first attempt waited or not: the workers now know that this run does
-        run.deadline = None  # theirs is for the first attempt
+        run.deadline = None  # theirs is for the first attempt; the pause is within `max_hold`
         if self._pauses:
             await asyncio.sleep(pause)
-            return 0.0
-        return pause
-
-    async def _attempt(self, run: Run, seconds: float) -> object:
-        run.limit = limit = asyncio.timeout(seconds)
-        try:
-            async with limit:
-                return await self._endpoint(run)
-        except TimeoutError as error:
-            if limit.expired():
-                raise HandlerTimeout(seconds) from error
-            raise
-        finally:
-            run.limit = None
+        else:
+            run.began -= pause
 
     def _too_long(self, later: RetryLater, held: float) -> str:
         return (
@@ -134,8 +138,10 @@ class Attempts:
 
 def left_thread(error: BaseException | None) -> bool:
     """Whether a plain `def` still runs, in its thread, for an attempt that ended with `error`."""
-    while error is not None:
+    seen: set[int] = set()  # `raise error from error` is a circle, and longer ones are as easy to make
+    while error is not None and id(error) not in seen:
         if getattr(error, "thread_runs_on", False):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False

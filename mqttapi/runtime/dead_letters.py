@@ -10,10 +10,12 @@ import asyncio
 import dataclasses
 import json
 import logging
+import math
 from base64 import b64encode
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
 from mqttapi.errors import BrokerError, ConfigurationError, MQTTAPIError, NotConnected, PublishQueueFull
@@ -51,13 +53,16 @@ class DeadLetters:
     Args:
         publisher: Sends them; they may use its reserve.
         spool: Makes the spool, when the first letter has to go there.
+        max_bytes: What the publisher may hold: a letter that finds it full, and is larger, goes to the spool.
     """
 
-    def __init__(self, publisher: Publisher, spool: Callable[[], Spool]) -> None:
+    def __init__(self, publisher: Publisher, spool: Callable[[], Spool], *, max_bytes: float = math.inf) -> None:
         self._publisher = publisher
         self._make_spool = spool
         self._spool: Spool | None = None
+        self._max_bytes = max_bytes
         self._disk = asyncio.Lock()
+        self._thread = CapacityLimiter(1)  # its own: those of handlers may all be taken, for long
         self._clock = asyncio.get_running_loop().time
         self._held: dict[Run, float] = {}
         self._problem = ""
@@ -72,7 +77,7 @@ class DeadLetters:
     async def take(self, run: Run, outcome: Outcome) -> str | None:
         """Make a dead letter of the message of a run, and return when it is safe.
 
-        Gives its topic, which is empty where none could be made and the letter is on the disk. None: there is none,
+        Gives its topic, which is empty where the letter is on the disk. None: there is none,
         because the route has no `dead_letter`, or because the message is a dead letter itself.
         """
         if run.route.dead_letter is None or outcome.error is None or is_dead_letter(run.message):
@@ -108,17 +113,21 @@ class DeadLetters:
             if not why or await self._kept(letter, why):
                 run.runner.counts["dead_lettered"] += 1
                 run.runner.counts["spooled"] += bool(why)
-                return letter.to
+                return "" if why else letter.to
             await asyncio.sleep(AGAIN)
 
     async def _sent(self, letter: Letter) -> str:
         """Send a letter, however long that takes. Gives why the broker does not take it; empty: it has."""
         while letter.to:
             try:
-                result = await self._publisher.send(
-                    publish_of(letter, properties=self._publisher.has_properties), reserved=True
-                )
-            except (NotConnected, PublishQueueFull) as error:
+                publish = publish_of(letter, properties=self._publisher.has_properties)
+                result = await self._publisher.send(publish, reserved=True)
+            except PublishQueueFull as error:
+                if len(publish.payload) > self._max_bytes:  # there is never going to be room for it
+                    return str(error)
+                self._problem = str(error)
+                await asyncio.sleep(AGAIN)
+            except NotConnected as error:
                 self._problem = str(error)
                 await asyncio.sleep(AGAIN)
             except (BrokerError, ConfigurationError) as error:
@@ -133,7 +142,7 @@ class DeadLetters:
             async with self._disk:  # one thread, however many letters there are
                 if self._spool is None:
                     self._spool = self._make_spool()
-                await run_sync(self._spool.append, dataclasses.replace(letter, why=why))
+                await run_sync(self._spool.append, dataclasses.replace(letter, why=why), limiter=self._thread)
         except (OSError, RuntimeError, MQTTAPIError) as error:
             self._problem = f"{why}; {error}"
             return False

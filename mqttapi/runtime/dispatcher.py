@@ -31,6 +31,9 @@ ANY: Final[tuple[int, ...]] = ()
 CACHED_TOPICS = 131_072
 """Topics whose targets are remembered, some 400 bytes each: half as many that come in turn are always known."""
 
+CACHED_LENGTH = 128
+"""Characters of the longest topic that is remembered: what strangers can fill is some 100 MB at the most."""
+
 
 class _Ignored(tuple["Target", ...]):
     __slots__ = ()
@@ -138,9 +141,9 @@ class Dispatcher:
         hits = self._tree.match(topic)
         sent_for = self._sent_for(hits, ids)
         found = self._find(topic, hits, sent_for, retain=retain)
-        if sent_for:
+        if sent_for and len(topic) <= CACHED_LENGTH:
             self._cache.put(topic, _Known(key, found, first))
-        else:
+        elif not sent_for:
             self.strays += 1  # not remembered, so that each is counted
         if self.on_left_behind is not None:
             for number in ids:

@@ -37,13 +37,20 @@ class Echo:
 
     def __init__(self, sender: str, templates: Sequence[TopicTemplate]) -> None:
         self._templates = templates
-        self._property = lru_cache(maxsize=1024)(lambda topic: (MARK, _digest(sender, topic)))
+        self._sender = sender
+        self._known = lru_cache(maxsize=1024)(self._made)
 
     def marked(self, publish: Publish) -> Publish:
         """The message, with the mark if a route with `no_local` would get it."""
         if not any(template.match(publish.topic) is not None for template in self._templates):
             return publish
         return dataclasses.replace(publish, user_properties=(*publish.user_properties, self._property(publish.topic)))
+
+    def _property(self, topic: str) -> tuple[str, str]:
+        return (self._known if len(topic) <= 256 else self._made)(topic)
+
+    def _made(self, topic: str) -> tuple[str, str]:
+        return (MARK, _digest(self._sender, topic))
 
     def around(self, endpoint: Endpoint) -> Endpoint:
         """`endpoint`, for what others have published."""

@@ -76,7 +76,8 @@ class Reports:
 
 def _became(run: Run, outcome: Outcome) -> str:
     if outcome.dead_letter is not None:
-        return f" (dead letter on {printable(outcome.dead_letter) or 'disk'})"
+        on = printable(outcome.dead_letter) or "the disk, see 'mqttapi dead list'"
+        return f" (dead letter on {on})"
     return f" (after {run.attempt} attempts)" if run.attempt > 1 else ""
 
 

@@ -8,7 +8,7 @@ import math
 from copy import copy
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from mqttapi.message import Message, printable
+from mqttapi.message import HeavyProperties, Message, printable, size_of
 from mqttapi.runtime.dispatcher import IGNORED
 from mqttapi.runtime.fence import FENCE_PREFIX
 from mqttapi.runtime.lanes import Run, Target
@@ -61,7 +61,7 @@ class Intake:
 
     Args:
         max_in_flight: Messages in memory before reading stops, 1 to 65,535.
-        max_bytes: The same in bytes of topics and payloads.
+        max_bytes: The same in bytes of topics, payloads and properties.
         ordered: Whether messages are acknowledged in the order of arrival.
         backlog: Where messages wait in a process that begins in quarantine.
     """
@@ -125,8 +125,9 @@ class Intake:
         """Take one message from the wire. Call `batch_end` after those of one read."""
         self.received += 1
         entry: Entry | None = None
+        weight = properties.weight if type(properties) is HeavyProperties else 0
         if qos:
-            entry = self.ledger.arrive(packet_id, qos, topic, payload, dup)
+            entry = self.ledger.arrive(packet_id, qos, topic, payload, dup, weight)
             if entry is None:
                 self._answer_soon()
                 return
@@ -144,7 +145,7 @@ class Intake:
                 entry.pending = len(targets)
             else:
                 self._light += len(targets)
-                self._light_bytes += len(targets) * len(payload)
+                self._light_bytes += len(targets) * (len(topic) + len(payload) + weight)
             for target in targets:
                 submit(Run(message, target, app, self, entry))
         ledger = self.ledger
@@ -214,7 +215,10 @@ class Intake:
         entry: Entry | None = run.ticket
         if entry is None:
             self._light -= 1
-            self._light_bytes -= len(run.message._payload)
+            message = run.message  # as `size_of`, without the call
+            self._light_bytes -= len(message._topic) + len(message._payload)
+            if type(message._properties) is HeavyProperties:
+                self._light_bytes -= message._properties.weight
         else:
             entry.pending -= 1
             if entry.pending:
@@ -277,14 +281,14 @@ class Intake:
             return
         if entry is None:
             self._light += 1
-            self._light_bytes += len(message.payload)
+            self._light_bytes += size_of(message)
         backlog.take(Arrival(self, message, targets, entry))
 
     def admit(self, arrival: Arrival) -> None:
         """Give a message to the lanes that was left to the quarantine. Call `Workers.wake` after a batch."""
         if arrival.entry is None:
             self._light -= 1
-            self._light_bytes -= len(arrival.message.payload)
+            self._light_bytes -= size_of(arrival.message)
         self._submit_each(arrival.message, arrival.targets, arrival.entry)
 
     def condemned(self, arrival: Arrival) -> list[Run]:
@@ -318,7 +322,7 @@ class Intake:
                 ticket = entry
             else:
                 self._light += 1
-                self._light_bytes += len(message.payload)
+                self._light_bytes += size_of(message)
                 ticket = None
             self._workers.submit(Run(message, target, self._app, self, ticket))
         if entry is not None and not entry.pending:

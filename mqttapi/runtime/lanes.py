@@ -17,6 +17,7 @@ its start has run its last message.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import types
 from collections import deque
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from mqttapi.routing import Route
     from mqttapi.runtime.overflow import Queue
 
-__all__ = ["HandlerTimeout", "Origin", "Run", "Runner", "Target", "Workers", "attempt_error"]
+__all__ = ["HandlerTimeout", "Origin", "Run", "Runner", "Target", "Workers", "attempt_error", "uncancel_overdue"]
 
 LOOP_TURN = 0.005
 """Seconds that handlers which never wait run in a row, before the event loop gets its turn."""
@@ -45,8 +46,6 @@ SWEEP = 0.25
 """Seconds between two looks at the deadlines of handlers that wait."""
 _CLOCK_EVERY = 16
 """Runs between two looks at the clock."""
-_OVERDUE = -1.0
-"""In place of a deadline: it has passed, and the task was cancelled."""
 
 
 COUNTED = (
@@ -79,6 +78,7 @@ class Runner:
         "key_of",
         "lanes",
         "limit",
+        "max_hold",
         "order",
         "queue",
         "route",
@@ -101,6 +101,7 @@ class Runner:
         self.queue = queue  # where messages of QoS 0 may be dropped
         self.again = again  # where it is not within the endpoint: what to do when that raises
         self.timeout = route.timeout
+        self.max_hold = math.inf
         self.order = route.ordered_by
         self.key_of = key_function(route)
         # Runs without a lane are counted by way of a limit that is never reached.
@@ -132,14 +133,12 @@ class Target:
 class Run(Context):
     """The context of one message on one route, with what the engine needs to know about it."""
 
-    __slots__ = ("began", "deadline", "key", "limit", "origin", "returned", "runner", "ticket")
+    __slots__ = ("began", "deadline", "key", "origin", "returned", "runner", "ticket")
 
     began: float
     """On the clock of the loop: when it was first seen to wait. Only there once it has waited, as is the next one."""
     deadline: float | None
-    """When the first attempt has taken too long."""
-    limit: asyncio.Timeout | None
-    """The time-out of a later attempt, while one runs."""
+    """When the attempt has taken too long. Negative: that has passed, and the task was cancelled at that time."""
     returned: bool
     """Whether the handler itself returned; only there where the route has `publish_to`."""
 
@@ -150,32 +149,48 @@ class Run(Context):
         self.values_ = target.values
         self.app = app
         self.attempt = 1
-        self.limit = None
         self._data = None
         self.key = target.key if runner.key_of is None else runner.key_of(message)
         self.origin = origin
         self.ticket = ticket
 
+    def stop_clock(self) -> float | None:
+        """Until `start_clock`, only `max_hold` limits the attempt. Gives the seconds that were left to it, if any."""
+        deadline = getattr(self, "deadline", None)
+        if deadline is None or deadline < 0:
+            return None
+        self.deadline = self.began + self.runner.max_hold
+        left: float = deadline - asyncio.get_running_loop().time()
+        return left
+
+    def start_clock(self, left: float | None) -> None:
+        """Undo `stop_clock`, which gave `left`."""
+        if left is not None and self.deadline is not None and self.deadline >= 0:
+            self.deadline = min(asyncio.get_running_loop().time() + left, self.began + self.runner.max_hold)
+
 
 class HandlerTimeout(TimeoutError):
     """Raised in place of a handler's result when an attempt took longer than the route's `timeout`, or `max_hold`."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"took longer than {seconds:g} s")
+    def __init__(self, seconds: float, why: str = "") -> None:
+        super().__init__(why or f"took longer than {seconds:g} s")
 
 
-def attempt_error(run: Run, error: BaseException) -> BaseException:
-    """What an attempt of the current task is taken to have raised: `HandlerTimeout` where the sweep cancelled it."""
-    if not _uncancel_overdue(run) or not isinstance(error, asyncio.CancelledError):
+def attempt_error(run: Run, error: BaseException, seconds: float | None = None) -> BaseException:
+    """What an attempt of the current task is taken to have raised: `HandlerTimeout` where the sweep cancelled it.
+
+    `seconds` are those that it had; None: the route's timeout.
+    """
+    if not uncancel_overdue(run) or not isinstance(error, asyncio.CancelledError):
         return error
-    timeout = HandlerTimeout(run.runner.timeout or 0.0)
+    timeout = HandlerTimeout(seconds or run.runner.timeout or 0.0, getattr(error, "waited_for", ""))
     timeout.__cause__ = error
     return timeout
 
 
-def _uncancel_overdue(run: Run) -> bool:
+def uncancel_overdue(run: Run) -> bool:
     """Whether the sweep cancelled the current task for this run; if so, it takes no notice of that any more."""
-    if getattr(run, "deadline", None) != _OVERDUE:
+    if (getattr(run, "deadline", None) or 0.0) >= 0:
         return False
     run.deadline = None
     task = asyncio.current_task()
@@ -361,10 +376,14 @@ class Workers:
         now = self._loop.time()
         run.began = now
         run.deadline = None if run.runner.timeout is None else now + run.runner.timeout
-        self._waiting[self._searcher] = run
+        self._watch(self._searcher, run)
+        self._pass_search(searching=True)
+
+    def _watch(self, task: asyncio.Task[None], run: Run) -> None:
+        """Until `_back`, the sweep looks at the run's deadline."""
+        self._waiting[task] = run
         if self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines)
-        self._pass_search(searching=True)
 
     def _pass_search(self, searching: bool) -> bool:
         """Before this worker waits, let another one search. Gives False: this one does not search any more."""
@@ -378,7 +397,7 @@ class Workers:
         """A handler that waited has ended; gives what it is taken to have raised."""
         del self._waiting[task]
         if error is None:
-            _uncancel_overdue(run)
+            uncancel_overdue(run)
             return None
         return attempt_error(run, error)
 
@@ -386,10 +405,15 @@ class Workers:
         """How a run ended that answered or raised; None: without an outcome, and so it stays unacknowledged."""
         try:
             if error is not None and run.runner.again is not None:
+                task = asyncio.current_task()
+                assert task is not None  # noqa: S101  for type checkers: this is a coroutine of a task
+                run.deadline = None
+                self._watch(task, run)
                 try:
                     result, error = await run.runner.again(run, error), None
                 except BaseException as raised:  # noqa: BLE001  a handler may raise anything
                     error = raised
+                error = self._back(task, run, error)
             if error is None:
                 try:
                     return await self._finish(run, result)
@@ -421,8 +445,8 @@ class Workers:
         """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits."""
         now = self._loop.time()
         for task, run in self._waiting.items():
-            if run.deadline is not None and _OVERDUE != run.deadline <= now:
-                run.deadline = _OVERDUE
+            if run.deadline is not None and 0 <= run.deadline <= now:
+                run.deadline = -now
                 task.cancel()
         self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines) if self._waiting else None
 

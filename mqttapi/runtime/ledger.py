@@ -96,7 +96,7 @@ class Entry:
         self.topic = topic
         self.payload = payload
         self.size = size
-        """Characters of the topic and bytes of the payload."""
+        """Characters of the topic, bytes of the payload, and what the properties weigh."""
         self.arrived = arrived
         """`Ledger.now` when it came first."""
         self.state = _RUNNING
@@ -160,17 +160,19 @@ class Ledger:
         self._resuming = False  # whether there is anything in one of the last two
         self._resends_expected = 0
 
-    def arrive(self, packet_id: int, qos: int, topic: str, payload: bytes, dup: bool = False) -> Entry | None:
+    def arrive(
+        self, packet_id: int, qos: int, topic: str, payload: bytes, dup: bool = False, weight: int = 0
+    ) -> Entry | None:
         """Note a PUBLISH of QoS 1 or 2.
 
         Gives a new entry, to be dispatched and handed to `finish` once, when all its runs have ended; or None when
         there is nothing to run: it joined an entry, or repeats one that was answered with PUBREC. `dup` counts only
-        beside what was recalled; see above.
+        beside what was recalled; see above. `weight` is that of the properties.
         """
         queue = self._queues[qos - 1]
         if (packet_id in queue or self._resuming or qos == 2) and self._was_known(packet_id, qos, topic, payload, dup):
             return None
-        size = len(topic) + len(payload)
+        size = len(topic) + len(payload) + weight
         queue[packet_id] = entry = Entry(packet_id, qos, topic, payload, size, self.now)
         self.held += 1
         self.held_bytes += size

@@ -17,7 +17,8 @@ class Outcome:
             handler raised `Reject`. `failed`: the handler raised anything else, or took too long.
         reason: One line without values from the payload; empty when done.
         error: What was raised, if anything was.
-        dead_letter: The topic of the dead letter that was made of the message; None where there is none.
+        dead_letter: The topic of the dead letter that was made of the message, empty for one on the disk; None where there
+            is none.
     """
 
     kind: Literal["done", "dropped", "rejected", "failed"]

@@ -14,6 +14,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from mqttapi.message import size_of
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
@@ -40,7 +42,7 @@ class Queue:
         name: Of the route.
         overflow: What to drop.
         limit: Messages, 1 or more.
-        max_bytes: Bytes of payloads.
+        max_bytes: Bytes of topics, payloads and properties.
     """
 
     def __init__(self, name: str, overflow: Overflow, *, limit: int, max_bytes: int) -> None:
@@ -79,7 +81,7 @@ class Queue:
                 self._drop(run.runner)
                 return
         self.held += 1
-        self.held_bytes += len(run.message.payload)
+        self.held_bytes += size_of(run.message)
         self._waiting[run] = None
         workers.submit(run)
 
@@ -87,7 +89,7 @@ class Queue:
         """See `Origin`."""
         self._waiting.pop(run, None)
         self.held -= 1
-        self.held_bytes -= len(run.message.payload)
+        self.held_bytes -= size_of(run.message)
 
     def summarise(self) -> None:
         """Log what was dropped since the last time, if anything was."""
@@ -119,7 +121,7 @@ class Queue:
             return False
         del self._waiting[run]
         self.held -= 1
-        self.held_bytes -= len(run.message.payload)
+        self.held_bytes -= size_of(run.message)
         self._drop(run.runner)
         return True
 

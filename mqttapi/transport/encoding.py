@@ -72,15 +72,21 @@ def _properties(publish: Publish) -> bytes:
     if publish.correlation_data is not None:
         parts += b"\x09", len(publish.correlation_data).to_bytes(2, "big"), publish.correlation_data
     for name, value in cast("tuple[tuple[str, str], ...]", publish.user_properties):
-        parts += b"\x26", _prefixed(name), _prefixed.__wrapped__(value)
+        parts += b"\x26", _prefixed(name), _encoded(value)
     block = b"".join(parts)
     return _varint(len(block)) + block
 
 
-@lru_cache(maxsize=4096)  # the same topics, names and types again and again
 def _prefixed(text: str) -> bytes:
+    return _known(text) if len(text) <= 256 else _encoded(text)  # strangers choose Response Topics: see to memory
+
+
+def _encoded(text: str) -> bytes:
     encoded = text.encode()
     return len(encoded).to_bytes(2, "big") + encoded
+
+
+_known = lru_cache(maxsize=4096)(_encoded)  # the same topics, names and types again and again
 
 
 def _varint(number: int) -> bytes:

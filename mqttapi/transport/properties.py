@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from mqttapi.message import NO_PROPERTIES, Properties
+from typing import Final
+
+from mqttapi.message import NO_PROPERTIES, HeavyProperties, Properties
 
 __all__ = ["TopicAliasUsed", "decode_properties"]
+
+LIGHT: Final = 64
+"""Bytes on the wire up to which properties count for nothing among the bytes that are held."""
 
 
 class TopicAliasUsed(ValueError):
@@ -21,7 +26,8 @@ def decode_properties(block: bytes) -> Properties:
     if not block:
         return NO_PROPERTIES
     try:
-        return _decode(block)
+        properties = _decode(block)
+        return properties if len(block) <= LIGHT else HeavyProperties.of(properties)
     except UnicodeDecodeError:
         raise ValueError("its properties have text that is not UTF-8 [MQTT-1.5.4-1]") from None
     except IndexError:

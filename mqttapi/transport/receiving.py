@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from paho.mqtt.enums import MQTTErrorCode
 
 from mqttapi.errors import ConfigurationError
-from mqttapi.message import NO_PROPERTIES, Properties
+from mqttapi.message import NO_PROPERTIES, HeavyProperties, Properties
 from mqttapi.transport.connection import internals_available
 from mqttapi.transport.packets import PUBREL, MalformedPacket, Refused, Splitter, decode_topic, shown
 
@@ -186,4 +186,4 @@ def _properties(received: MQTTMessage) -> Properties:
         payload_format_indicator=wire.get("PayloadFormatIndicator", 0),
         subscription_ids=tuple(wire.get("SubscriptionIdentifier", ())),
     )
-    return properties if properties != NO_PROPERTIES else NO_PROPERTIES
+    return HeavyProperties.of(properties) if properties != NO_PROPERTIES else NO_PROPERTIES

@@ -108,7 +108,7 @@ def test_show_tells_all(spool: Spool, in_process: InProcess) -> None:
 
 
 def test_discard_deletes(spool: Spool, in_process: InProcess) -> None:
-    assert in_process("dead", "discard", "b2") == (0, "", ["mqttapi: discarded 1"])
+    assert in_process("dead", "discard", "b2", "b2") == (0, "", ["mqttapi: discarded 1"])
     assert ids(spool) == ["a1"]
     assert in_process("dead", "discard", "--all") == (0, "", ["mqttapi: discarded 1"])
     assert ids(spool) == []

@@ -396,3 +396,14 @@ def test_what_would_have_no_effect_or_no_sense_is_refused(make: Any, said: str) 
 def test_a_group_may_say_missing_for_routes_without_a_row() -> None:
     with App().group(missing="drop") as group:
         group.on("a/<id>", handler)
+
+
+def test_a_key_is_not_awaited() -> None:
+    async def handler() -> None: ...
+
+    async def key(message: object) -> int:
+        return 1
+
+    assert refusal(lambda: App().on("a", handler, ordered_by=key)).endswith(  # type: ignore[arg-type]
+        "key() is an 'async def', and a key has to be there at once: make it a 'def'"
+    )

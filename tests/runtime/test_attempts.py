@@ -7,9 +7,11 @@ import dataclasses
 import gc
 import logging
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from anyio import CapacityLimiter
+from anyio.to_thread import current_default_thread_limiter
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -22,15 +24,23 @@ from mqttapi import (
     Drop,
     HandlerStuck,
     InvalidPayload,
+    Publish,
     Reject,
     Retry,
     RetryLater,
 )
 from mqttapi.config import Settings
+from mqttapi.errors import PublishQueueFull
 from mqttapi.message import Message
+from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.lanes import Run
 from mqttapi.runtime.outcome import Outcome
+from mqttapi.runtime.spool import Letter, Spool
 from mqttapi.testing import TestClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 RETRIES = Retry(attempts=3, delay=0, jitter=False)
 
@@ -85,6 +95,19 @@ async def test_a_number_is_that_of_the_attempts() -> None:
     assert seen == [1, 2, 3, 4]
 
 
+async def test_a_circle_of_causes_fails_like_any_other_error() -> None:
+    """`raise error from error`: nothing may walk round it for ever."""
+    own = ValueError("its own cause")
+    own.__cause__ = own
+    assert await outcome(failing(9, own)[0]) == "failed: raised ValueError"
+
+    one, two, three = ValueError("one"), KeyError("two"), OSError("three")
+    one.__cause__, two.__context__, three.__cause__ = two, three, two  # and `one` is not on the circle
+    app, seen = failing(9, one, retry=RETRIES)
+    assert await outcome(app) == "failed: raised ValueError"
+    assert seen == [1, 2, 3]
+
+
 async def test_what_is_not_named_is_not_retried() -> None:
     app, seen = failing(9, KeyError("x"), retry=dataclasses.replace(RETRIES, on=(ValueError, OSError)))
     await outcome(app)
@@ -96,6 +119,8 @@ async def test_what_is_not_named_is_not_retried() -> None:
     [
         (Drop("enough"), "dropped: enough"),
         (Reject("wrong"), "rejected: wrong"),
+        (Reject(5), "rejected: 5"),  # type: ignore[arg-type]  # any object will do
+        (Drop(ValueError("x")), "dropped: x"),  # type: ignore[arg-type]
         (InvalidPayload("bad"), "rejected: bad"),
         (asyncio.CancelledError(), "failed: was cancelled, though not by mqttapi"),
     ],
@@ -311,6 +336,124 @@ async def test_a_plain_function_that_takes_too_long_is_not_run_again_beside_its_
             assert app.stats.routes["r"].failed == 0
         finally:
             gate.set()
+
+
+@pytest.fixture
+async def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets the clock of the loop jump, by seconds."""
+    loop, jumped = asyncio.get_running_loop(), 0.0
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + jumped)
+
+    def jump(seconds: float) -> None:
+        nonlocal jumped
+        jumped += seconds
+
+    return jump
+
+
+@pytest.fixture
+async def thread() -> AsyncIterator[CapacityLimiter]:
+    """The only one that handlers share; it is taken."""
+    limiter = current_default_thread_limiter()
+    before, limiter.total_tokens = limiter.total_tokens, 1
+    limiter.acquire_on_behalf_of_nowait(limiter)
+    yield limiter
+    limiter.total_tokens = before
+
+
+def plain(**options: Any) -> App:
+    app = App("t")
+
+    @app.topic("t", name="r", timeout=30, **options)
+    def handler() -> None: ...
+
+    return app
+
+
+async def test_the_time_out_does_not_run_while_the_call_waits_for_a_thread(
+    later: Callable[[float], None], thread: CapacityLimiter
+) -> None:
+    async with TestClient(plain()) as client:
+        publish = asyncio.create_task(client.publish("t"))
+        await waits_for(thread)
+        later(40)
+        look(client)
+        thread.release_on_behalf_of(thread)
+        assert (await publish).outcome == "done"
+
+
+async def test_max_hold_limits_the_wait_for_a_thread(later: Callable[[float], None], thread: CapacityLimiter) -> None:
+    """And the failure says so: the handler has not run."""
+    async with TestClient(plain(), raise_exceptions=False) as client:
+        publish = asyncio.create_task(client.publish("t"))
+        await waits_for(thread)
+        later(61)
+        look(client)
+        error = (await publish).outcomes["r"].error
+        assert isinstance(error, TimeoutError)
+        assert str(error) == "waited too long for a thread: all 1 are taken"
+
+
+@pytest.mark.usefixtures("thread")
+async def test_an_isolated_route_has_threads_of_its_own() -> None:
+    assert await outcome(plain(isolate=True)) == "done"
+
+
+@pytest.mark.usefixtures("thread")
+async def test_the_spool_waits_for_no_thread_of_handlers(tmp_path: Path) -> None:
+    letters = DeadLetters(cast("Any", None), lambda: Spool(tmp_path, 1 << 20))
+    letter = Letter(time="", to="d", why="", topic="t", payload=b"", qos=1, route="r", error="", reason="", attempts=1)
+    assert await letters._kept(letter, "nobody has subscribed to it")
+
+
+class Full:
+    """A publisher that never has room."""
+
+    has_properties = True
+
+    async def send(self, publish: Publish, *, reserved: bool) -> None:
+        raise PublishQueueFull("no room")
+
+
+async def test_a_dead_letter_that_the_publisher_never_has_room_for_goes_to_the_disk(tmp_path: Path) -> None:
+    letters = DeadLetters(cast("Any", Full()), lambda: Spool(tmp_path, 1 << 20), max_bytes=100)
+    letter = Letter(
+        time="", to="d", why="", topic="t", payload=b"x" * 200, qos=1, route="r", error="", reason="", attempts=1
+    )
+    assert await letters._sent(letter) == "no room"
+
+
+async def waits_for(thread: CapacityLimiter) -> None:
+    while not thread.statistics().tasks_waiting:
+        await asyncio.sleep(0)
+
+
+def look(client: TestClient) -> None:
+    """At the deadlines."""
+    assert client._service is not None
+    client._service.workers._look_at_deadlines()
+
+
+async def test_middleware_around_the_attempts_is_limited_by_max_hold_after_a_retry(
+    later: Callable[[float], None],
+) -> None:
+    hangs = asyncio.Event()
+
+    async def middleware(context: Context, call_next: Any) -> Any:
+        await call_next(context)
+        hangs.set()
+        await asyncio.Event().wait()
+
+    app, seen = failing(1, retry=RETRIES)
+    app.add_middleware(middleware)
+    async with TestClient(app, raise_exceptions=False) as client:
+        publish = asyncio.create_task(client.publish("t"))
+        await hangs.wait()
+        later(61)
+        look(client)
+        assert (await publish).outcome == "failed"
+    assert seen == [1, 2]
 
 
 # -- the value

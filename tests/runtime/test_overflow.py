@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from mqttapi import App
-from mqttapi.message import NO_PROPERTIES, Properties
+from mqttapi.message import NO_PROPERTIES, HeavyProperties, Properties
 from mqttapi.runtime.dispatcher import Dispatcher
 from mqttapi.runtime.intake import Intake
 from mqttapi.runtime.lanes import Run, Runner, Workers
@@ -287,3 +287,18 @@ async def test_a_route_that_waits_holds_the_acknowledgement_of_one_that_does_not
         await bench.workers.drain()
         await bench.settle()
         assert bench.written == b"\x40\x02\x00\x01"
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_user_properties_and_topics_count_as_bytes_that_are_held(qos: int) -> None:
+    async with Bench(app_with(qos=qos), max_bytes=1_000_000).running() as bench:
+        heavy = HeavyProperties.of(Properties(user_properties=(("name", "v" * 400_000),)))
+        for number in range(3):
+            assert bench.pauses == 0
+            bench.intake.receive(f"t{number}", b"", qos, False, False, number + 1 if qos else 0, heavy)
+        assert bench.pauses == 1
+        bench.intake.batch_end()
+        bench.gate.set()
+        await bench.workers.drain()
+        await bench.settle()
+        assert (bench.intake.ledger.held_bytes, bench.intake._light_bytes) == (0, 0)

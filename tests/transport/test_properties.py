@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqttapi.message import NO_PROPERTIES, Properties
+from mqttapi.message import NO_PROPERTIES, HeavyProperties, Properties
 from mqttapi.transport.properties import TopicAliasUsed, decode_properties
 from tests.support.streams import text
 
@@ -78,3 +78,14 @@ def test_a_topic_alias_is_told_apart() -> None:
 def test_any_bytes_give_properties_or_a_value_error(block: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(decode_properties(block), Properties)
+
+
+def test_properties_count_among_the_bytes_that_are_held_unless_they_are_few() -> None:
+    few = decode_properties(b"\x26" + text("k") + text("v"))
+    assert type(few) is Properties
+    many = decode_properties((b"\x26" + text("k") + text("v" * 60_000)) * 16)
+    assert isinstance(many, HeavyProperties)
+    assert many.weight > 16 * 60_000
+    tiny = decode_properties((b"\x26" + text("") + text("v")) * 100)
+    assert isinstance(tiny, HeavyProperties)
+    assert tiny.weight > 100 * 72  # as they are in memory, not as on the wire

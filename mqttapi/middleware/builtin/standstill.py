@@ -20,24 +20,13 @@ async def standstill(context: Context) -> AsyncIterator[None]:
     run: Any = context if hasattr(context, "runner") else None  # a `Run`, but in tests of a middleware alone
     clock = asyncio.get_running_loop().time
     await asyncio.sleep(0)  # the workers know now that the run waits, and have set its deadline
-    since = clock()
     if run is None:
         yield
         return
-    limit: asyncio.Timeout | None = run.limit
-    until: float | None = run.deadline if limit is None else limit.when()
-    _bound(run, limit, None)
+    since, until, run.deadline = clock(), run.deadline, None
     try:
         yield
     finally:
         waited = clock() - since
         run.began += waited
-        _bound(run, limit, None if until is None else until + waited)
-
-
-def _bound(run: Any, limit: asyncio.Timeout | None, until: float | None) -> None:
-    """Let the attempt end then: the first one at a deadline, a later one by a time-out."""
-    if limit is None:
-        run.deadline = until
-    else:
-        limit.reschedule(until)
+        run.deadline = None if until is None else until + waited
