@@ -179,6 +179,7 @@ class RetryLater(MQTTAPIError):
     """Raised by a handler to run the message again in `seconds`, whatever `retry=` says.
 
     A message is held `max_hold` seconds at most, all its attempts and pauses together: what would take longer fails.
+    It waits for 10 ms at least: a message that is not to wait would keep a core busy.
 
     Raises:
         ConfigurationError: `seconds` is no number from 0 up.

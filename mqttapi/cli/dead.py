@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mqttapi.cli.options import AppDir, BrokerUrl, Debug, Factory, Target
-from mqttapi.cli.problems import tell
+from mqttapi.cli.problems import FAILED, tell
 from mqttapi.cli.tables import print_table
-from mqttapi.errors import BrokerError, ConfigurationError
+from mqttapi.errors import BrokerError, ConfigurationError, ConnectionRefused, MQTTAPIError, NotConnected
 from mqttapi.message import printable
 
 if TYPE_CHECKING:
@@ -104,11 +104,19 @@ def resend(
     sent: list[str] = []
     try:
         for letter in chosen:
-            asyncio.run(_publish(letter, place, broker, original=original))
-            sent.append(letter.id)
+            try:
+                asyncio.run(_publish(letter, place, broker, original=original))
+            except MQTTAPIError as error:
+                if len(chosen) == 1 or isinstance(error, NotConnected | ConnectionRefused):  # so would the others
+                    raise
+                tell(str(error))
+            else:
+                sent.append(letter.id)
     finally:
         place.spool.remove(sent)
         tell(f"sent {len(sent)} of {len(chosen)}")
+    if len(sent) < len(chosen):
+        raise typer.Exit(FAILED)
 
 
 @dead.command()

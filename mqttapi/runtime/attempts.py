@@ -8,7 +8,7 @@ them when the endpoint has raised.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mqttapi.errors import RetryLater
 from mqttapi.runtime.lanes import Run, attempt_error, uncancel_overdue
@@ -22,6 +22,8 @@ __all__ = ["Attempts", "HeldTooLong", "left_thread"]
 
 LAST_WORDS = 5.0
 """Seconds that middleware has, at the least, after the last attempt: `max_hold` may be over when that ends."""
+_LEAST_PAUSE: Final = 0.01
+"""Seconds that a message waits which asks to run again at once: else it would keep a core busy."""
 
 
 class HeldTooLong(TimeoutError):
@@ -111,7 +113,7 @@ class Attempts:
     def _pause(self, error: BaseException, attempts: int, held: float) -> float | None:
         """Seconds until the next attempt; None: there is none."""
         if isinstance(error, RetryLater):
-            return error.seconds
+            return max(error.seconds, _LEAST_PAUSE)
         if self._retry is None or not self._retry.applies(error, attempts) or left_thread(error):
             return None
         pause = self._retry.pause(attempts)

@@ -121,6 +121,9 @@ class DeadLetters:
         while letter.to:
             try:
                 publish = publish_of(letter, properties=self._publisher.has_properties)
+            except ConfigurationError as error:  # the sender has chosen the topic
+                return str(error)
+            try:
                 result = await self._publisher.send(publish, reserved=True)
             except PublishQueueFull as error:
                 if len(publish.payload) > self._max_bytes:  # there is never going to be room for it

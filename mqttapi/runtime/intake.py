@@ -8,6 +8,7 @@ import math
 from copy import copy
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+from mqttapi.logs import RateLimited
 from mqttapi.message import HeavyProperties, Message, printable, size_of
 from mqttapi.runtime.dispatcher import IGNORED
 from mqttapi.runtime.fence import FENCE_PREFIX
@@ -84,6 +85,7 @@ class Intake:
         self.received = 0
         """Messages that came, whatever became of them."""
         self.refused = 0
+        self._refusals: RateLimited[str] = RateLimited()
         """Packets that were no message: a topic that is not UTF-8, is empty or has a wildcard."""
         self.unmatched = 0
         """Messages that no route is for."""
@@ -160,7 +162,8 @@ class Intake:
         for runner in runners:
             runner.counts["rejected"] += 1
         names = ", ".join(runner.route.name for runner in runners) or "no route"
-        log.warning("%s rejected a message on %s: %s", names, printable(topic), reason)
+        if self._refusals.allows(names):
+            log.warning("%s rejected a message on %s: %s", names, printable(topic), reason)
         if qos:
             # Nobody runs it, so it is not what ends the time in which the broker sends things again.
             entry = self.ledger.arrive(packet_id, qos, topic, b"", dup=True)
@@ -248,7 +251,9 @@ class Intake:
             self._resume()
 
     def watch(self, *, subscribed: bool = True) -> None:
-        """Warn of a message that holds up all others. To be called about once a second."""
+        """Warn of a message that holds up all others, and of what was refused. To be called about once a second."""
+        for names, count in self._refusals.summaries():
+            log.warning("%s rejected %d more messages than were logged", names, count)
         head, now = self.ledger.head(), self._loop.time()
         quiet = self.received == self._received_before
         self._received_before = self.received

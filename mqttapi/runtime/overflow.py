@@ -107,8 +107,9 @@ class Queue:
             self._dropped = 0
 
     def _drop_former(self, run: Run, workers: Workers) -> None:
-        """Drop what waits in the run's lane."""
-        waiting = run.runner.lanes.get(run.key)
+        """Drop what waits in the run's lane, or for the route to have room."""
+        runner = run.runner
+        waiting = runner.lanes.get(run.key) or [each for each in runner.backlog if each.key == run.key]
         if waiting and waiting[-1] in self._waiting:
             self._withdraw(waiting[-1], workers)
 

@@ -20,6 +20,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from mqttapi.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
@@ -72,11 +74,16 @@ class Letter:
         checksum, _, text = line.rstrip(b"\n").partition(b" ")
         if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
             return None
-        fields: dict[str, Any] = json.loads(text)
-        for name in _BYTES:
-            fields[name] = None if fields[name] is None else base64.b64decode(fields[name])
-        fields["user_properties"] = tuple((name, value) for name, value in fields["user_properties"])
-        return cls(**fields)
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            for name in _BYTES:
+                fields[name] = None if fields[name] is None else base64.b64decode(fields[name])
+            fields["user_properties"] = tuple((name, value) for name, value in fields["user_properties"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError):
+            raise ConfigurationError(
+                "a dead letter on the disk was written by another version of mqttapi: read it with that one"
+            ) from None
 
 
 class Spool:

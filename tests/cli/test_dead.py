@@ -149,8 +149,9 @@ async def test_resend_sends_what_the_app_could_not(mqttapi: CommandLine, mosquit
     refused = await in_thread(lambda: mqttapi("dead", "resend", "--all"))
     assert refused.returncode == 1
     assert refused.stderr.splitlines() == [
-        "mqttapi: sent 0 of 2",
         f"mqttapi: letter {first.id}: nobody has subscribed to 'dead/s/1'",
+        f"mqttapi: letter {second.id}: nobody has subscribed to 'dead/s/2'",
+        "mqttapi: sent 0 of 2",
     ]
     assert spool.letters() == [first, second]
 

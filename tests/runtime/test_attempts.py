@@ -223,6 +223,13 @@ async def test_retry_later_does_not_use_up_the_attempts_of_retry() -> None:
     assert seen == [1, 2, 3, 4, 5]
 
 
+async def test_a_message_that_wants_to_run_again_at_once_does_not_take_a_core() -> None:
+    app, seen = failing(10**6, RetryLater(0))
+    app.settings = Settings(max_hold=1)
+    assert (await outcome(app)).startswith("failed")
+    assert len(seen) <= 101  # 10 ms each
+
+
 async def test_a_message_is_held_for_max_hold_at_most() -> None:
     app, seen = failing(99, RetryLater(25, "busy"))
     app.settings = Settings(max_hold=60)

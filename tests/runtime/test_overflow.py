@@ -150,6 +150,18 @@ async def test_the_latest_of_each_key_stays() -> None:
         assert bench.handled.index("a0") < bench.handled.index("a4")
 
 
+async def test_of_what_waits_for_room_in_the_route_only_the_latest_of_each_key_stays() -> None:
+    async with Bench(app_with(overflow="latest", concurrency=1), limit=100).running() as bench:
+        bench.give("busy", topic="other")
+        await bench.settle()
+        for number in range(4):
+            bench.give(f"a{number}", topic="a")
+            await bench.settle()
+        bench.gate.set()
+        await bench.workers.drain()
+        assert (bench.handled, counted(bench)) == (["busy", "a3"], 3)
+
+
 async def test_where_all_run_and_none_waits_the_newest_has_to_go() -> None:
     async with Bench(app_with(overflow="drop_oldest")).running() as bench:
         for topic in "abcdef":
@@ -302,3 +314,11 @@ async def test_user_properties_and_topics_count_as_bytes_that_are_held(qos: int)
         await bench.workers.drain()
         await bench.settle()
         assert (bench.intake.ledger.held_bytes, bench.intake._light_bytes) == (0, 0)
+
+
+async def test_of_what_is_refused_ten_are_logged_and_the_rest_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async with Bench(app_with()).running() as bench:
+        for _ in range(500):
+            bench.intake.refuse("a/+", 0, 0, "it has a wildcard")
+        assert len(caplog.messages) == 10
+        assert bench.intake.refused == 500

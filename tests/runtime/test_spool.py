@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqttapi.errors import ConfigurationError
 from mqttapi.runtime.spool import Letter, Spool, SpoolFull
 from tests.support.waiting import eventually_sync
 
@@ -187,3 +189,14 @@ def test_several_writers_do_not_lose_each_others_letters(spool: Spool) -> None:
         thread.join()
     expected = {f"{name}{number}".encode() for name in "abcd" for number in range(25)} - {taken.payload}
     assert sorted(payloads(spool)) == sorted(expected)
+
+
+def test_a_letter_of_another_version_is_told_of_and_not_lost(spool: Spool) -> None:
+    spool.append(letter())
+    text = b'{"id": "1", "colour": "red"}'
+    with (spool.directory / "letters").open("ab") as file:
+        file.write(b"%08x %b\n" % (zlib.crc32(text), text))
+    for attempt in (spool.letters, spool.damaged, lambda: spool.remove(["1"])):
+        with pytest.raises(ConfigurationError, match="written by another version of mqttapi"):
+            attempt()
+    assert text in (spool.directory / "letters").read_bytes()
