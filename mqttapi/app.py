@@ -162,9 +162,7 @@ class App:
         types of resources; an overridden resource is never opened."""
         self.publisher = Publisher(system_topics=system_topics)
         self.router = Router()
-        self.router._label = f"App({name!r})"
-        for middleware in given.pop("middleware", ()):
-            self.router.add_middleware(middleware)
+        self.router._called(f"App({name!r})", given.pop("middleware", ()))
         self.resources: dict[type, Resource] = {}
         self.exception_handlers: dict[type[Exception], ExceptionHandler] = {}
         self.table = RouteTable(given)

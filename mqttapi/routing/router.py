@@ -13,7 +13,7 @@ from mqttapi.routing.route import Declaration
 from mqttapi.topics import join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Unpack
 
     from mqttapi.middleware import MiddlewareLike
@@ -266,11 +266,15 @@ class Router:
         _check(label, prefix, name, options)
         middlewares = options.pop("middleware", ())
         child = Router(prefix=prefix, name=name, **options)
-        child._label = label
-        for middleware in middlewares:
-            child.add_middleware(middleware)
+        child._called(label, middlewares)
         self._include(child)
         return child
+
+    def _called(self, label: str, middlewares: Iterable[Any]) -> None:
+        """Take the name that errors use, those of its first middleware too."""
+        self._label = label
+        for middleware in middlewares:
+            self.add_middleware(middleware)
 
     def _include(self, router: Router) -> None:
         def forward(declaration: Declaration) -> None:

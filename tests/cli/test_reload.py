@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.command_line import is_alive
 from tests.support.waiting import eventually_sync
 
 if TYPE_CHECKING:
@@ -71,17 +70,9 @@ def test_the_app_does_not_outlive_a_killed_parent(mqttapi: CommandLine, shared_m
     pid = int(command.output.partition("up in ")[2].split()[0])
     command.process.kill()
     command.process.wait()
-    eventually_sync(lambda: not _lives(pid), what="the app ends")
+    eventually_sync(lambda: not is_alive(pid), what="the app ends")
     assert "version 1 down" in command.output
     assert command.output.count("version 1 up") == 1
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 ROUTER = """\

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.waiting import eventually_sync
 
-__all__ = ["CommandLine", "Running", "children"]
+__all__ = ["CommandLine", "Running", "children", "is_alive"]
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -21,6 +21,14 @@ def children(pid: int) -> list[int]:
     """The process ids of those that a process has started and that live."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
     return [int(child) for child in found.stdout.split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: one that has ended and that nobody has asked for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Running:

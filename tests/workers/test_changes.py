@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.command_line import children
+from tests.support.command_line import children, is_alive
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import publish_each as publish
 from tests.support.waiting import eventually_sync
@@ -180,15 +179,9 @@ def test_a_worker_that_stands_still_before_it_was_ready_writes_its_stack(
     mqttapi: CommandLine, mosquitto: Mosquitto
 ) -> None:
     write(mqttapi, starts="time.sleep(1000)")
-    mqttapi.write(
-        "impatient.py",
-        "import sys\n"
-        "from mqttapi.workers import supervisor\n"
-        "from mqttapi.cli import main\n"
-        "supervisor.HEARTBEAT = 2\n"
-        "main(sys.argv[1:])\n",
+    pool = mqttapi.start_program(
+        sys.executable, "-m", "tests.workers.impatient", "run", "--broker", mosquitto.url, MQTTAPI_GRACE="1"
     )
-    pool = mqttapi.start_program(sys.executable, "impatient.py", "run", "--broker", mosquitto.url, MQTTAPI_GRACE="1")
     pool.wait_for("has said nothing for 2 s, and has not been ready yet")
     pool.wait_for('main.py", line 6 in lifespan')
     pool.send(signal.SIGTERM)
@@ -233,11 +226,7 @@ def test_who_does_not_read_what_is_said_keeps_nobody_from_ending(
 def test_who_does_not_read_keeps_no_worker_alive_whose_supervisor_was_killed(unread: subprocess.Popen[bytes]) -> None:
     (worker,) = children(unread.pid)
     unread.kill()
-    eventually_sync(lambda: not Path(f"/proc/{worker}").exists() or _is_zombie(worker), within=20)
-
-
-def _is_zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    eventually_sync(lambda: not is_alive(worker), within=20)
 
 
 def test_what_ends_a_worker_is_a_record_where_logs_are_json(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:

@@ -8,11 +8,11 @@ import re
 import signal
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.command_line import is_alive
 from tests.support.mosquitto import Mosquitto
 from tests.support.mqtt import client
 from tests.support.mqtt import publish_each as publish
@@ -66,13 +66,6 @@ def said(pool: Running, word: str) -> Counter[str]:
 def slots(pool: Running, word: str) -> Counter[int]:
     """How often each slot has said a word."""
     return Counter(int(slot) for slot in re.findall(rf"^{word} \S+ (\d+)$", pool.output, re.MULTILINE))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_the_messages_of_a_shared_route_are_spread_and_each_is_handled_once(
@@ -403,16 +396,15 @@ def test_a_worker_that_says_nothing_is_replaced_and_its_stack_is_logged(
 ) -> None:
     """Its loop is blocked; half a minute is two seconds here."""
     mqttapi.write("main.py", APP)
-    mqttapi.write(
-        "impatient.py",
-        "import sys\n"
-        "from mqttapi.workers import supervisor\n"
-        "from mqttapi.cli import main\n"
-        "supervisor.HEARTBEAT = 2\n"
-        "main(sys.argv[1:])\n",
-    )
     pool = mqttapi.start_program(
-        sys.executable, "impatient.py", "run", "--broker", mosquitto.url, MQTT_INSTANCE="x", MQTTAPI_GRACE="1"
+        sys.executable,
+        "-m",
+        "tests.workers.impatient",
+        "run",
+        "--broker",
+        mosquitto.url,
+        MQTT_INSTANCE="x",
+        MQTTAPI_GRACE="1",
     )
     pool.wait_for("all 3 workers are ready")
     publish(mosquitto, "block/1", "30")
