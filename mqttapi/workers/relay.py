@@ -113,7 +113,8 @@ class Relay:
                         self._selector.unregister(key.fd)  # closed by `finish`: until then the number is taken
 
     def _copy_finished(self, but: int = -1) -> None:
-        for source in [each for each in self._finished if each != but]:
+        # Looked for anew each time: copying our own log records comes back here, and takes some of them.
+        while (source := next((each for each in self._finished if each != but), None)) is not None:
             self._finished.remove(source)
             if source in self._rest:
                 self._copy(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 from collections.abc import Iterator
 
@@ -141,6 +142,34 @@ def test_log_records_are_lines_among_the_others_and_come_after_the_last_words_of
     lines = stream.data.decode().splitlines()
     for number in range(50):
         assert lines.index(f"last words {number}") < lines.index(f"it has ended {number}")
+
+
+def test_it_ends_well_whatever_has_ended_while_it_stood_still(stream: Stream, full: tuple[int, int]) -> None:
+    """Behind a reader that does not read: the log is done with first, then a process ends."""
+    source, sink = full
+    handler = logging.StreamHandler()
+    handler.set_name("mqttapi")
+    logging.getLogger().addHandler(handler)
+    relay = Relay()
+    (stuck, write_stuck), (pipe, write) = os.pipe(), os.pipe()
+    relay.add(stuck, sink)
+    relay.add(pipe, stream.sink)
+    os.write(write_stuck, b"waits\n")
+    eventually_sync(lambda: not select.select((stuck,), (), (), 0)[0])  # read, and now to be written
+    try:
+        with relay.logging_to(stream.sink):
+            logging.getLogger("tests").error("the last record")
+        os.write(write, b"last words\n")
+        relay.finish(pipe)
+        while not os.read(source, 65536).endswith(b"waits\n"):
+            pass
+        eventually_sync(lambda: stream.data.count(b"\n") == 2, what=lambda: repr(stream.data))
+        relay.close()
+    finally:
+        logging.getLogger().removeHandler(handler)
+    os.close(write_stuck)
+    os.close(write)
+    assert set(stream.data.splitlines()) == {b"last words", b"the last record"}
 
 
 def test_log_records_wait_for_nobody(full: tuple[int, int]) -> None:
