@@ -1,4 +1,4 @@
-"""Inbox, outbox and sessions on PostgreSQL, where one is installed."""
+"""Inbox, outbox and sessions on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from mqttapi.resources.sql import Session, check_database, open_database
 from mqttapi.resources.tables import create_tables
 from mqttapi.testing import TestClient
 from tests.support.postgres import PostgresServer
-
-pytest.importorskip("asyncpg", reason="asyncpg is not installed: pip install 'mqttapi-framework[postgres]'")
 
 
 @pytest.fixture(scope="module")

@@ -366,7 +366,6 @@ def test_a_wrong_url_is_told_without_its_password(url: str, text: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
 async def test_postgresql_away_at_start_is_named_without_its_password(scheme: str) -> None:
-    pytest.importorskip("asyncpg")
     engine = open_database(Settings(database_url=f"{scheme}://u:s3cret@127.0.0.1:1/plant"))
     assert engine.url.drivername == "postgresql+asyncpg"
     with pytest.raises(ResourceUnavailable, match=r"the database at 127\.0\.0\.1:1/plant") as raised:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL on loopback, where one is installed."""
+"""A real PostgreSQL on loopback."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.support.process import HOST, Server
+from tests.support.process import HOST, Server, executable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,19 +19,12 @@ __all__ = ["PostgresServer"]
 
 
 class PostgresServer(Server):
-    """`with PostgresServer() as postgres: ... postgres.url ...`; the port and the data stay over `restart()`.
-
-    The test is skipped where PostgreSQL is not installed.
-    """
+    """`with PostgresServer() as postgres: ... postgres.url ...`; the port and the data stay over `restart()`."""
 
     program = "postgres"
 
     def __init__(self) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-        path = shutil.which("postgres") or (str(found[-1]) if found else None)
-        if path is None:
-            pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-        self._binaries = Path(path).parent
+        self._binaries = Path(executable(self.program)).parent
         super().__init__()
         # It does not run as root.
         self._user: Sequence[str] = (

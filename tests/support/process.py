@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["HOST", "Server", "executable", "free_port"]
 
 HOST = "127.0.0.1"
+_OUTSIDE_PATH = "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"
 _random = random.SystemRandom()  # a test may have seeded the other one
 
 
@@ -30,7 +31,8 @@ def executable(name: str) -> str:
 
     Without it the test is skipped, with the reason; under `CI=true` it fails, so that nothing is left out unseen.
     """
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
+    debian = sorted(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin"))  # one for each version
+    path = shutil.which(name) or shutil.which(name, path=":".join((*_OUTSIDE_PATH, *reversed(debian))))
     if path:
         return path
     reason = f"{name} is not installed (scripts/test installs it with apt-get where it may)"
