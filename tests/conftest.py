@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, apps would go without theirs as well
 
 # A busy machine is no failure; CI tries the same examples each time.
 settings.register_profile(

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.errors import ConfigurationError, ResourceUnavailable
+from mqttapi.resources.background import whole
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping
@@ -153,7 +154,7 @@ class Backends:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(CHECK)
-            problems = tuple(await self._check())
+            problems = tuple(await whole(self._check()))
             for problem in set(problems) - set(self.problems):
                 log.warning("%s", problem)
             if self.problems and not problems:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mqttapi.errors import NotConnected, PublishQueueFull
 from mqttapi.message import printable
+from mqttapi.resources.background import whole
 from mqttapi.resources.tables import LEASES, OUTBOX, publish_of
 
 if TYPE_CHECKING:
@@ -100,11 +101,11 @@ class Relay:
     async def flush(self) -> None:
         """Send what waits, unless another worker is at it. Returns when nothing is left but what was just refused."""
         async with self._sending:
-            if not await self._anything_waits():
+            if not await whole(self._anything_waits()):
                 return
             sent: list[int] = []
             refused: dict[int, str] = {}
-            while rows := await self._turn(sent, refused):
+            while rows := await whole(self._turn(sent, refused)):
                 sent, refused = await self._send(rows)
 
     async def _anything_waits(self) -> bool:
@@ -180,10 +181,12 @@ class Relay:
         pending: set[asyncio.Future[Any]] = set(futures)
         while pending:
             _, pending = await asyncio.wait(pending, timeout=LEASE / 3)
-            if pending:
-                async with self._engine.begin() as connection:
-                    if not await self._hold_lease(connection):
-                        return
+            if pending and not await whole(self._hold_on()):
+                return
+
+    async def _hold_on(self) -> bool:
+        async with self._engine.begin() as connection:
+            return await self._hold_lease(connection)
 
     async def _note_refusal(self, connection: AsyncConnection, number: int, reason: str) -> None:
         row = OUTBOX.c.id == number

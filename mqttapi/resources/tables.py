@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.publisher import Publish, encode_payload
+from mqttapi.resources.background import whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,12 +97,16 @@ async def forget(engine: AsyncEngine, lifetimes: Mapping[str, float]) -> None:
     while True:
         try:
             for route, seconds in lifetimes.items():
-                async with engine.begin() as connection:
-                    old = INBOX.c.handled_at < time.time() - seconds
-                    await connection.execute(delete(INBOX).where(INBOX.c.route == route, old))
+                await whole(_forget(engine, route, time.time() - seconds))
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.warning("the inbox could not be cleaned, and will be later: %s", str(error).partition("\n")[0])
         await asyncio.sleep(CLEANING)
+
+
+async def _forget(engine: AsyncEngine, route: str, handled_before: float) -> None:
+    async with engine.begin() as connection:
+        old = INBOX.c.handled_at < handled_before
+        await connection.execute(delete(INBOX).where(INBOX.c.route == route, old))
 
 
 def row_of(publish: Publish) -> dict[str, Any]:
