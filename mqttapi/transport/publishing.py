@@ -7,7 +7,8 @@ A publish is an `_Entry` on its way through
                  └─┘ or its socket takes no more               │ QoS 2: PUBREC, PUBREL, PUBCOMP
                  ▲─────────── the session was lost ────────────┘
 
-Entries in flight keep their packet, so that a resumed session gets the same bytes again, with DUP [MQTT-4.4.0-1].
+Entries in flight keep the packet that a resumed session gets again [MQTT-4.4.0-1]: PUBLISH, now with DUP and what is left of
+its expiry, or PUBREL. Where nothing is left it fails.
 
 Some brokers close the connection over a publish that they do not like. It is the first that goes again, so nothing else
 would ever get through: where `_PATIENCE` connections in a row end with the same publish as the oldest that has no answer,
@@ -70,7 +71,7 @@ class _Entry:
         self.packet = b""
         self.received = False  # QoS 2: the broker has sent PUBREC, only PUBREL may follow [MQTT-4.3.3-6]
         self.reason_code = 0
-        self.deadline: float | None = None  # when it expires while it waits
+        self.deadline: float | None = None  # when it expires
         self.ended = 0  # connections that ended while it was alone on the wire
 
 
@@ -200,14 +201,14 @@ class PublishingConnection:
     def _accept(self, entry: _Entry) -> None:
         self.messages += 1
         self.bytes += len(entry.publish.payload)
+        if entry.publish.expiry is not None:
+            entry.deadline = self._loop.time() + entry.publish.expiry
         if self._clear:
             self._send(entry)
         else:
             self._wait(entry)
 
     def _wait(self, entry: _Entry) -> None:
-        if entry.publish.expiry is not None:
-            entry.deadline = self._loop.time() + entry.publish.expiry
         self._waiting[entry.future] = entry
         entry.future.add_done_callback(self._withdraw)
 
@@ -280,19 +281,22 @@ class PublishingConnection:
                 self._window -= 1
                 self._sent_alone = self._loop.time()
         self._clear = self._window > 0 and connection.unsent <= _HIGH_WATER
-        now = self._loop.time() if self._waiting else 0.0
         while self._waiting and self._clear:
             future, entry = self._waiting.popitem(last=False)
             future.remove_done_callback(self._withdraw)
             if future.done():
                 self._done(entry)
-            elif entry.deadline is None:
+            elif entry.deadline is None or self._age(entry, entry.deadline):
                 self._send(entry)
-            elif entry.deadline > now:
-                entry.publish = dataclasses.replace(entry.publish, expiry=entry.deadline - now)
-                self._send(entry)
-            else:
-                self._fail(entry, NotConnected(f"{_label(entry)}: it expired while the broker was away"))
+
+    def _age(self, entry: _Entry, deadline: float) -> bool:
+        """Leave a publish what is left of its expiry; False, and it has failed, where that is nothing."""
+        rest = deadline - self._loop.time()
+        if rest <= 0:
+            self._fail(entry, NotConnected(f"{_label(entry)}: it expired while the broker was away"))
+            return False
+        entry.publish = dataclasses.replace(entry.publish, expiry=rest)
+        return True
 
     def _check_limits(self, publish: Publish, packet: bytes) -> None:
         """What the broker said that it does not take [MQTT-3.2.2-11, MQTT-3.2.2-14, MQTT-3.2.2-15]."""
@@ -355,11 +359,15 @@ class PublishingConnection:
 
     def _received(self, packet_id: int, code: int) -> None:
         entry = self._in_flight.get(packet_id)
+        pubrel = encode_pubrel(packet_id, known=entry is not None or not self._mqtt5)
         if entry is not None:
             entry.received = True
             entry.reason_code = code
+            entry.packet = pubrel
+            if entry in self._again:  # its turn comes: a PUBLISH behind its PUBREL would be a new message
+                return
         if self.connection is not None:
-            self.connection.write(encode_pubrel(packet_id, known=entry is not None or not self._mqtt5))
+            self.connection.write(pubrel)
 
     def _succeed(self, entry: _Entry, code: int = 0, reason: str = "") -> None:
         future, publish = entry.future, entry.publish
@@ -460,35 +468,39 @@ class PublishingConnection:
         connection.on_drained = self._drained
         connection.start(self._receive)
         if connack.session_present:
-            self._resume(connection)
+            self._resume()
         self._pump()
 
     def _has_tried(self) -> None:
         if not self.tried.done():
             self.tried.set_result(None)
 
-    def _resume(self, connection: Connection) -> None:
-        for entry in list(self._in_flight.values()):
-            if entry.received:
-                connection.write(encode_pubrel(entry.packet_id))
-                self._window -= 1  # not asked for by the specification, but mosquitto counts these
-            elif not self._limited or self._may_still_go(entry):
-                entry.packet = bytes((entry.packet[0] | DUP,)) + entry.packet[1:]
-                self._again.append(entry)
+    def _resume(self) -> None:
+        # That PUBREL takes a place in the window is not asked for by the specification, but mosquitto counts it.
+        self._again.extend(
+            entry for entry in list(self._in_flight.values()) if entry.received or self._may_still_go(entry)
+        )
 
     def _may_still_go(self, entry: _Entry) -> bool:
-        """Whether the broker that has resumed the session takes it; it may announce other limits than before."""
+        """Make the PUBLISH ready to go again, unless it has expired, or the broker announces limits that it had not."""
         try:
-            self._check_limits(entry.publish, entry.packet)
+            if entry.deadline is not None:
+                if not self._age(entry, entry.deadline):
+                    self._retire(entry)
+                    return False
+                entry.packet = encode_publish(entry.publish, entry.packet_id, mqtt5=self._mqtt5)
+            if self._limited:
+                self._check_limits(entry.publish, entry.packet)
         except PublishRefused as error:
-            del self._in_flight[entry.packet_id]
-            self._retire_id(entry)
+            self._retire(entry)
             self._fail(entry, error)
             return False
+        entry.packet = bytes((entry.packet[0] | DUP,)) + entry.packet[1:]
         return True
 
-    def _retire_id(self, entry: _Entry) -> None:
-        """Free the id of what is given up; with QoS 2 the session of the broker may know it, and keeps it taken."""
+    def _retire(self, entry: _Entry) -> None:
+        """Take what is given up out of flight; with QoS 2 the session of the broker may know its id: that stays taken."""
+        del self._in_flight[entry.packet_id]
         if entry.publish.qos < 2:
             self._ids.release(entry.packet_id)
         else:
@@ -515,7 +527,7 @@ class PublishingConnection:
     def _look_for_culprit(self, closed: Closed) -> None:
         """Find out whether it is something that we send that ends the connections, and what."""
         unsent = {*self._again, *self._batch}
-        sent = [each for each in self._in_flight.values() if not each.received and each not in unsent]
+        sent = [each for each in self._in_flight.values() if each not in unsent]
         if not sent:
             return
         self._fruitless = self._fruitless + 1 if sent[0] is self._oldest else 1
@@ -535,11 +547,11 @@ class PublishingConnection:
         return soon and not closed.by_us and closed.reason_code not in _INNOCENT
 
     def _convict(self, entry: _Entry, closed: Closed) -> None:
-        del self._in_flight[entry.packet_id]
-        self._retire_id(entry)
+        self._retire(entry)
         code = closed.reason_code or _UNSPECIFIED
         said = "" if closed.reason_code is None else f": {closed.reason}"
-        text = f"{_label(entry)}: the broker closed the connection {entry.ended} times when it got this and nothing else{said}"
+        this = "its PUBREL" if entry.received else "this"
+        text = f"{_label(entry)}: the broker closed the connection {entry.ended} times when it got {this} and nothing else{said}"
         if not entry.future.done():
             entry.future.set_exception(PublishRefused(text, reason_code=code))
         log.error("%s; it is not sent again", text)
