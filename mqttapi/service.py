@@ -514,12 +514,16 @@ class Service:
                 publishing.messages,
             )
             await self.workers.stop()
-        publishing.goodbye = min(_GOODBYE, (self._end - asyncio.get_running_loop().time()) / 3)
-        await consumer.close(timeout=publishing.goodbye)
+        await consumer.close(timeout=self._goodbye())
         hooks.update(connected=False)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(max(self._deadline, asyncio.get_running_loop().time() + self._goodbye())):
                 await hooks.finished()
+        publishing.goodbye = self._goodbye()
+
+    def _goodbye(self) -> float:
+        """Seconds for a broker to answer a DISCONNECT, or for what has used up its time: a share of what is left."""
+        return min(_GOODBYE, (self._end - asyncio.get_running_loop().time()) / 3)
 
     @contextlib.asynccontextmanager
     async def _ends_in_time(self) -> AsyncIterator[asyncio.Timeout]:
