@@ -158,7 +158,7 @@ class Service:
             raise ConfigurationError(f"the app {app.name!r} is running already: one App object runs once at a time")
         app._service = self
         app.publisher.outgoing = outgoing
-        if self.echo is not None and outgoing is self.publishing:
+        if self.echo is not None and self.publishing is not None and outgoing is self.publishing.sender:
             app.publisher.mark = self.echo.marked
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -291,7 +291,7 @@ class Service:
             refused=sum(intake.refused for intake in intakes),
             violations=sum(intake.ledger.violations for intake in intakes),
             unacknowledged=sum(intake.ledger.held for intake in intakes),
-            outgoing=self.publishing.messages,
+            outgoing=self.publishing.sender.messages,
         )
 
     def oldest(self) -> float:
@@ -390,7 +390,7 @@ class Service:
                 await stack.enter_async_context(publishing.running())
                 stack.push_async_exit(self._confirm)
                 limit = await stack.enter_async_context(self._ends_in_time())
-                await stack.enter_async_context(self.started(publishing))
+                await stack.enter_async_context(self.started(publishing.sender))
             hooks = Hooks(self.app)
             stack.push_async_callback(hooks.stop)
             self.consumer = consumer = Consumer(
@@ -504,14 +504,14 @@ class Service:
                 await self.workers.drain()
                 if self.backends.relay is not None:
                     await self.backends.relay.flush()
-                await publishing.flushed()
+                await publishing.sender.flushed()
         except TimeoutError:
             log.warning(
                 "the grace of %g s is nearly over: messages not done: %d (cancelled; those of QoS 1 and 2 come again), "
                 "publishes not confirmed: %d",
                 grace,
                 self.workers.outstanding + consumer.waiting,
-                publishing.messages,
+                publishing.sender.messages,
             )
             await self.workers.stop()
         await consumer.close(timeout=self._goodbye())
@@ -542,7 +542,7 @@ class Service:
         if kind is None and self.publishing is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._deadline):
-                    await self.publishing.flushed()
+                    await self.publishing.sender.flushed()
 
     def _session(self) -> Session:
         if self.rescues is not None:
