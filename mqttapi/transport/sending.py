@@ -230,15 +230,15 @@ class Sender:
                 self._done(entry)
             elif entry.deadline is None or self._age(entry, entry.deadline):
                 self._send(entry)
+            else:
+                self._fail(entry, _expired(entry))
 
     def _age(self, entry: Pending, deadline: float) -> bool:
-        """Leave a publish what is left of its expiry; False, and it has failed, where that is nothing."""
+        """Leave a publish what is left of its expiry; False where that is nothing."""
         rest = deadline - self._loop.time()
-        if rest <= 0:
-            self._fail(entry, NotConnected(f"{entry.label}: it expired while the broker was away"))
-            return False
-        entry.publish = dataclasses.replace(entry.publish, expiry=rest)
-        return True
+        if rest > 0:
+            entry.publish = dataclasses.replace(entry.publish, expiry=rest)
+        return rest > 0
 
     # Being answered
 
@@ -335,35 +335,37 @@ class Sender:
         self._pump()
 
     def _resume(self) -> None:
-        # That PUBREL takes a place in the window is not asked for by the specification, but mosquitto counts it.
-        self._again.extend(
-            entry for entry in list(self._in_flight.values()) if entry.received or self._may_still_go(entry)
-        )
+        # PUBREL takes a place in the window too: the specification does not ask for that, but mosquitto counts it.
+        for entry in list(self._in_flight.values()):
+            if not entry.received:
+                try:
+                    self._renew(entry)
+                except (NotConnected, PublishRefused) as error:
+                    self._forgo(entry, error)
+            if entry.packet_id in self._in_flight:
+                self._again.append(entry)
 
-    def _may_still_go(self, entry: Pending) -> bool:
-        """Make the PUBLISH ready to go again, unless it has expired, or the broker announces limits that it had not."""
-        try:
-            if entry.deadline is not None:
-                if not self._age(entry, entry.deadline):
-                    self._retire(entry)
-                    return False
-                entry.packet = encode_publish(entry.publish, entry.packet_id, mqtt5=self.has_properties)
-            if self._limits.any:
-                self._limits.check(entry)
-        except PublishRefused as error:
-            self._retire(entry)
-            self._fail(entry, error)
-            return False
+    def _renew(self, entry: Pending) -> None:
+        """Make a PUBLISH ready to go again; raises when it has expired, or the broker announces limits that it had not."""
+        if entry.deadline is not None:
+            if not self._age(entry, entry.deadline):
+                raise _expired(entry)
+            entry.packet = encode_publish(entry.publish, entry.packet_id, mqtt5=self.has_properties)
+        if self._limits.any:
+            self._limits.check(entry)
         entry.packet = bytes((entry.packet[0] | DUP,)) + entry.packet[1:]
-        return True
 
-    def _retire(self, entry: Pending) -> None:
-        """Take what is given up out of flight; with QoS 2 the session of the broker may know its id: that stays taken."""
-        del self._in_flight[entry.packet_id]
+    def _forgo(self, entry: Pending, error: BrokerError) -> None:
+        """Do not send a PUBLISH again; the broker may have it, and with QoS 2 only PUBREL ends what it knows of the id."""
         if entry.publish.qos < 2:
+            del self._in_flight[entry.packet_id]
             self._ids.release(entry.packet_id)
-        else:
-            self._spent.append(entry.packet_id)
+            self._fail(entry, error)
+            return
+        if not entry.future.done():
+            entry.future.set_exception(error)
+        entry.received = True
+        entry.packet = encode_pubrel(entry.packet_id)
 
     def _start_over(self) -> None:
         """The broker knows nothing of what was in flight: all of it goes again as if for the first time."""
@@ -400,8 +402,13 @@ class Sender:
         if error is None:
             return False
         log.error("%s; it is not sent again", error)
-        self._retire(sent[0])
-        self._fail(sent[0], error)
+        (entry,) = sent
+        del self._in_flight[entry.packet_id]
+        if entry.publish.qos < 2:
+            self._ids.release(entry.packet_id)
+        else:
+            self._spent.append(entry.packet_id)  # the session of the broker may know it
+        self._fail(entry, error)
         self.suspicion.end()
         return True
 
@@ -429,3 +436,7 @@ class Sender:
             self._fail(entry, NotConnected(f"{entry.label}: {reason}"))
             if not entry.future.cancelled():
                 entry.future.exception()  # who does not wait for it gets no complaint from the garbage collector
+
+
+def _expired(entry: Pending) -> NotConnected:
+    return NotConnected(f"{entry.label}: it expired while the broker was away")

@@ -397,31 +397,35 @@ async def test_what_is_released_again_respects_a_smaller_window(fake: FakeBroker
         await asyncio.gather(*futures)
 
 
+@pytest.mark.parametrize("qos", [1, 2])
 @pytest.mark.parametrize("kept", [True, False])
-async def test_what_goes_again_has_lived_meanwhile(fake: FakeBroker, kept: bool) -> None:
-    """A command must not be new again because the connection was lost."""
+async def test_what_goes_again_has_lived_meanwhile(fake: FakeBroker, kept: bool, qos: int) -> None:
+    """A command must not be new again because the connection was lost; nothing is left of the one that has expired."""
     fake.reply(PUBLISH, None)
     if kept:
         fake.reply(PacketType.CONNECT, resumed)
     async with publishing_to(fake.url) as connection:
         publisher = Publisher(connection.sender)
-        gone = publisher.publish_nowait("a", "open the door", expiry=1000)
-        fresh = publisher.publish_nowait("a", "fresh", expiry=3600)
+        gone = publisher.publish_nowait("a", "open the door", qos=qos, expiry=1000)
+        fresh = publisher.publish_nowait("a", "fresh", qos=qos, expiry=3600)
         first = await fake.connected()
-        await first.wait_for(PUBLISH, 2)
+        gone_id = (await first.wait_for(PUBLISH, 2))[0].packet_id
         for entry in connection.sender._in_flight.values():
             assert entry.deadline is not None
             entry.deadline -= 3000
-        fake.reply(PUBLISH, lambda peer, packet: ack(PUBACK, packet.packet_id))
+        fake.reply(PUBLISH, lambda peer, packet: ack(PUBACK if qos == 1 else PUBREC, packet.packet_id))
         first.reset()
         with pytest.raises(NotConnected) as caught:
             await gone
         assert str(caught.value) == "publish to 'a': it expired while the broker was away"
         await fresh
-        (packet,) = fake.connections[-1].packets(PUBLISH)
+        second = fake.connections[-1]
+        (packet,) = second.packets(PUBLISH)
         assert (packet.payload, packet.dup) == (b"fresh", kept)
         assert packet.publish.message_expiry_interval in {599, 600}
-        assert connection.sender.messages == 0
+        assert (gone_id in {each.packet_id for each in second.packets(PUBREL)}) == (kept and qos == 2)
+        await connection.sender.flushed()
+        assert (connection.sender._window, connection.sender._spent) == (65_000, [])
 
 
 async def test_qos_2_is_released_and_never_sent_again_after_pubrec(fake: FakeBroker) -> None:
