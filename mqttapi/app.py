@@ -12,6 +12,7 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import as_hook
 from mqttapi.injection.functions import called, kind_of, takes
 from mqttapi.publisher import Publisher
+from mqttapi.reporting import readiness, stats
 from mqttapi.resources import Resource
 from mqttapi.routing import Router, RouterRegistry
 from mqttapi.routing.options import check, check_constraints
@@ -434,12 +435,12 @@ class App:
     @property
     def readiness(self) -> Sequence[str]:
         """Why the app is not ready to do its work, one line each; empty when all is well."""
-        return ("the app is not running",) if self._service is None else self._service.readiness()
+        return ("the app is not running",) if self._service is None else readiness(self._service)
 
     @property
     def stats(self) -> Stats:
         """What has been counted since the app was started; all zero when it is not running."""
-        return Stats() if self._service is None else self._service.stats()
+        return Stats() if self._service is None else stats(self._service)
 
     @property
     def worker(self) -> Worker:

@@ -211,7 +211,7 @@ class Consumer:
     def _publish(self) -> Callable[[Publish], Awaitable[PublishResult]]:
         publishing = self._service.publishing
         assert publishing is not None  # noqa: S101  it is opened before a consumer
-        return partial(publishing.submit, reserved=True)
+        return partial(publishing.sender.submit, reserved=True)
 
     async def _retire(self, link: Link, backlog: Backlog | None) -> None:
         """End a session once what waits in it is handled."""

@@ -106,6 +106,8 @@ class Publish:
             _check_topic(self.topic)
         if type(self.qos) is not int or not 0 <= self.qos <= 2:
             _refuse_qos(self.qos)
+        if self.retain is not True and self.retain is not False:
+            raise ConfigurationError(f"retain must be True or False, got {self.retain!r}")
         if self.expiry is not None:
             _check_expiry(self.expiry)
         if self.user_properties:

@@ -7,11 +7,7 @@ import contextlib
 import contextvars
 import logging
 import os
-from dataclasses import replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
-
-from anyio import CapacityLimiter
+from typing import TYPE_CHECKING, Any
 
 from mqttapi.config import (
     ClientLock,
@@ -24,33 +20,27 @@ from mqttapi.config import (
     state_dir,
     tls_context,
 )
+from mqttapi.ending import Ending
 from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import Hooks
-from mqttapi.injection import compile_plan
-from mqttapi.injection.functions import missing_methods
-from mqttapi.injection.methods import Method
-from mqttapi.message import printable
-from mqttapi.middleware import compose
 from mqttapi.opening import Opening
 from mqttapi.remarks import remark
-from mqttapi.resources.access import OPENED
+from mqttapi.reporting import IDLE, LEAVING, STARTING, STOPPING
 from mqttapi.resources.backends import Backends
 from mqttapi.resources.inbox import through_outbox
-from mqttapi.runtime.attempts import Attempts
+from mqttapi.runners import make_controllers, make_runners
 from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.dispatcher import Dispatcher
 from mqttapi.runtime.echo import Echo
 from mqttapi.runtime.lanes import Runner, Workers
 from mqttapi.runtime.links import subscriptions
-from mqttapi.runtime.overflow import Queue
-from mqttapi.runtime.policy import Policy, noting_return
+from mqttapi.runtime.policy import Policy
 from mqttapi.runtime.spool import Spool
-from mqttapi.runtime.stats import Stats, route_stats
 from mqttapi.runtime.watchdog import Watchdog
 from mqttapi.workers.plan import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
 
     from mqttapi.app import App
     from mqttapi.config import Broker
@@ -67,19 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["Service", "Stopped", "session_of"]
 
 log = logging.getLogger("mqttapi")
-
-ISOLATED_THREADS: Final = 40
-"""Threads that an isolated route has for itself, as many as all the others share: anyio's number."""
-_STARTING: Final = "the app is starting"
-_STOPPING: Final = "the app is stopping"
-_IDLE: Final = "the app takes no messages"
-_LEAVING: Final = "the app is leaving for good"
-_FOR_MESSAGES: Final = 0.9
-"""Share of the grace after which messages are cancelled: the rest is for connections and the end of the lifespan."""
-_UNTIL_STUCK: Final = 5.0
-"""Seconds beyond its time-out after which a handler is taken to stand still."""
-_GOODBYE: Final = 2.0
-"""Seconds that a broker has to answer a DISCONNECT, at most."""
 
 
 def session_of(app: App, settings: Settings) -> Session:
@@ -136,6 +113,8 @@ class Service:
         """Done when the app was told to stop."""
         self.was_ready = False
         """Whether the app has ever been connected and subscribed."""
+        self.phase = ""
+        """What it does when that is not its work."""
         self.runners: Sequence[Runner] = ()
         self.group = self.settings.group_name or app.name
         self.opened: dict[type, Any] = {}
@@ -145,8 +124,6 @@ class Service:
         self._pauses = pauses
         self._served = served
         self._on_change = on_change
-        self._phase = ""  # what it does when that is not its work
-        self._deadline = self._end = 0.0  # on the loop's clock: when messages, and when everything has to be done
 
     # -- without a broker -------------------------------------------------------------------------------------------
 
@@ -158,7 +135,7 @@ class Service:
             raise ConfigurationError(f"the app {app.name!r} is running already: one App object runs once at a time")
         app._service = self
         app.publisher.outgoing = outgoing
-        if self.echo is not None and outgoing is self.publishing:
+        if self.echo is not None and self.publishing is not None and outgoing is self.publishing.sender:
             app.publisher.mark = self.echo.marked
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -169,16 +146,13 @@ class Service:
                 if app.lifespan is not None:
                     await stack.enter_async_context(app.lifespan(app))
                 await opening.resources(stack, opened)
-                if self._phase == _IDLE:
+                if self.phase == IDLE:
                     yield
                     return
                 await opening.relay(opened, session_expiry=self._session().expiry)
                 context = contextvars.copy_context()
-                context.run(self._make_controllers, opened)
-                self.runners = [
-                    self._runner(route, signature, index, opened)
-                    for index, (route, signature) in enumerate(zip(app.routes, signatures, strict=True))
-                ]
+                context.run(make_controllers, app, opened)
+                self.runners = make_runners(app, signatures, self.settings, opened, echo=self.echo, pauses=self._pauses)
                 self.subscribed = subscriptions(self.runners, self.group)
                 self.own = [each for each in self.subscribed if self._served is None or each.filter in self._served]
                 self.dispatcher = self.dispatcher_of(None)
@@ -210,7 +184,7 @@ class Service:
 
     def idle(self, outgoing: Outgoing) -> contextlib.AbstractAsyncContextManager[None]:
         """Lifespan and resources alone, for a prompt: the outbox is left to those that handle messages, too."""
-        self._phase = _IDLE
+        self.phase = IDLE
         return self.started(outgoing)
 
     def _signature(self, route: Route) -> Signature:
@@ -218,44 +192,6 @@ class Service:
             return route.signature
         send = lambda run, outbox, result: self.policy.into_outbox(run, outbox, result)  # noqa: E731, PLW0108  made later
         return through_outbox(route.signature, send)
-
-    def _make_controllers(self, opened: dict[type, object]) -> None:
-        """One object of each controller whose constructor takes nothing, in the context that handlers will run in."""
-        OPENED.set(opened)
-        overrides = self.app.dependency_overrides
-        for route in self.app.routes:
-            method = route.handler
-            if not isinstance(method, Method) or method.cls in (opened.keys() | overrides):
-                continue
-            if missing := missing_methods(method.cls):
-                raise ConfigurationError(
-                    f"the controller {method.cls.__name__} of {route.name!r} ({route.source}) is abstract: it lacks "
-                    f"{missing}. Register a class that has it all"
-                )
-            if method.has_one_object:
-                opened[method.cls] = method.cls()
-
-    def _runner(self, route: Route, signature: Signature, index: int, opened: Mapping[type, object]) -> Runner:
-        threads = CapacityLimiter(ISOLATED_THREADS) if route.isolate else None
-        overrides = self.app.dependency_overrides
-        plan = compile_plan(signature, overrides=overrides, resources=opened, threads=threads)
-        queue = None
-        if route.overflow != "block":
-            settings = self.settings
-            queue = Queue(route.name, route.overflow, limit=settings.max_queued, max_bytes=settings.max_in_flight_bytes)
-        around, inner = self.app.table.middleware_of(route)
-        one = compose(inner, noting_return(plan) if route.publish_to else plan)
-        limit = self.settings.max_hold if route.timeout is None else min(route.timeout, self.settings.max_hold)
-        attempts = Attempts(one, retry=route.retry, timeout=limit, max_hold=self.settings.max_hold, pauses=self._pauses)
-        if around:
-            runner = Runner(route, compose(around, attempts.layer()), index, queue=queue)
-        else:
-            runner = Runner(route, one, index, attempts.again, queue)
-        if self.echo is not None and route.options.no_local:
-            runner.endpoint = self.echo.around(runner.endpoint)
-        runner.timeout = limit
-        runner.max_hold = self.settings.max_hold
-        return runner
 
     def _echo(self) -> Echo | None:
         """Where a route does not want what the app has published: what knows it again."""
@@ -268,64 +204,6 @@ class Service:
     def _spool(self) -> Spool:
         directory = state_dir(self.app.name, self.settings.state_dir)
         return Spool(directory, self.settings.spool_max_bytes)
-
-    def stats(self) -> Stats:
-        """See `App.stats`."""
-        if self._phase in {_STARTING, _IDLE}:
-            return Stats()
-        routes = {runner.route.name: route_stats(runner) for runner in self.runners}
-        held = Stats(
-            routes=MappingProxyType(routes),
-            in_flight=sum(each.in_flight for each in routes.values()),
-            dead_letters_held=self.dead_letters.held,
-            stuck_threads=self.policy.stuck_threads,
-        )
-        if self.consumer is None or self.publishing is None:
-            return held
-        intakes = self.consumer.intakes
-        return replace(
-            held,
-            received=sum(intake.received for intake in intakes),
-            unmatched=sum(intake.unmatched for intake in intakes),
-            unknown_ids=sum(intake.unknown_ids for intake in intakes),
-            refused=sum(intake.refused for intake in intakes),
-            violations=sum(intake.ledger.violations for intake in intakes),
-            unacknowledged=sum(intake.ledger.held for intake in intakes),
-            outgoing=self.publishing.messages,
-        )
-
-    def oldest(self) -> float:
-        """Seconds since the oldest unacknowledged message came; 0 when there is none."""
-        heads = [intake.ledger.head() for intake in (self.consumer.intakes if self.consumer else ())]
-        now = asyncio.get_running_loop().time()
-        return max((now - head.arrived for head in heads if head is not None), default=0.0)
-
-    def standing_still(self) -> list[str]:
-        """The routes whose handlers have not ended though they were cancelled for taking too long."""
-        now = asyncio.get_running_loop().time()
-        return [
-            f"{run.route.name} has not ended for {now - run.began:.0f} s on {printable(run.message.topic)}, though its "
-            f"timeout is {run.runner.timeout:g} s: it does not let itself be cancelled"
-            for run in self.workers.waiting()
-            if run.deadline is not None and run.deadline < 0 and now + run.deadline > _UNTIL_STUCK
-        ]
-
-    def readiness(self) -> Sequence[str]:
-        """See `App.readiness`."""
-        if self._phase in {_STARTING, _IDLE}:  # there is nothing else to ask
-            return (self._phase,)
-        link = self.consumer.state if self.consumer else ""
-        publishing = f"publishing: {self.publishing.state}" if self.publishing and self.publishing.state else ""
-        stuck = str(self.failure.result()) if self.failure.done() else ""
-        return tuple(
-            filter(
-                None,
-                (
-                    *(self._phase, stuck, link, publishing),
-                    *(*self.dead_letters.readiness(), *self.backends.problems, *self.standing_still()),
-                ),
-            )
-        )
 
     def dispatcher_of(self, own: Sequence[Subscribed] | None, *, by_id: bool = True) -> Dispatcher:
         """A dispatcher for the messages of a link that serves `own`; None: everything."""
@@ -383,14 +261,15 @@ class Service:
             broker=options.broker.address,
             supervisor=None if self.worker.size is None else os.getppid(),
         )
-        self._phase = _STARTING
+        ending = Ending(settings.grace, publishing)
+        self.phase = STARTING
         async with contextlib.AsyncExitStack() as stack:
             with self._interruptible():
                 await stack.enter_async_context(lock)
                 await stack.enter_async_context(publishing.running())
-                stack.push_async_exit(self._confirm)
-                limit = await stack.enter_async_context(self._ends_in_time())
-                await stack.enter_async_context(self.started(publishing))
+                stack.push_async_exit(ending.confirm)
+                await stack.enter_async_context(ending.in_time())
+                await stack.enter_async_context(self.started(publishing.sender))
             hooks = Hooks(self.app)
             stack.push_async_callback(hooks.stop)
             self.consumer = consumer = Consumer(
@@ -400,7 +279,7 @@ class Service:
                 on_change=lambda: self._changed(hooks),
                 quarantine=self.quarantine,
             )
-            self._phase = ""
+            self.phase = ""
             consumer.start()
             care = asyncio.create_task(self._look_after(), name=f"mqttapi[{self.app.name}].care")
             watchdog = Watchdog(f"mqttapi[{self.app.name}].watchdog")
@@ -412,8 +291,8 @@ class Service:
                 self.was_ready = consumer.ready.done()
                 yield
                 lock.draining()
-                await self._drain(consumer, publishing, hooks)
-                limit.reschedule(self._end - publishing.goodbye)
+                self.phase = STOPPING
+                await ending.drain(self, consumer, hooks)
             finally:
                 watchdog.stop()
                 care.cancel()
@@ -484,61 +363,13 @@ class Service:
         """
         if self.consumer is None:
             return False
-        self._phase = _LEAVING
+        self.phase = LEAVING
         leaving = asyncio.create_task(self.consumer.leave(timeout=timeout, rescue=rescue))
         try:
             await asyncio.wait((leaving, self.failure, self.stopping), return_when=asyncio.FIRST_COMPLETED)
             return leaving.done() and leaving.result()
         finally:
             leaving.cancel()
-
-    async def _drain(self, consumer: Consumer, publishing: PublishingConnection, hooks: Hooks) -> None:
-        """Run what was accepted, confirm what was published, acknowledge, and say goodbye, within `grace` seconds."""
-        self._phase = _STOPPING
-        now, grace = asyncio.get_running_loop().time(), self.settings.grace
-        self._deadline, self._end = now + grace * _FOR_MESSAGES, now + grace
-        consumer.stop_reading()
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                await consumer.drain()
-                await self.workers.drain()
-                if self.backends.relay is not None:
-                    await self.backends.relay.flush()
-                await publishing.flushed()
-        except TimeoutError:
-            log.warning(
-                "the grace of %g s is nearly over: messages not done: %d (cancelled; those of QoS 1 and 2 come again), "
-                "publishes not confirmed: %d",
-                grace,
-                self.workers.outstanding + consumer.waiting,
-                publishing.messages,
-            )
-            await self.workers.stop()
-        publishing.goodbye = min(_GOODBYE, (self._end - asyncio.get_running_loop().time()) / 3)
-        await consumer.close(timeout=publishing.goodbye)
-        hooks.update(connected=False)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._deadline):
-                await hooks.finished()
-
-    @contextlib.asynccontextmanager
-    async def _ends_in_time(self) -> AsyncIterator[asyncio.Timeout]:
-        """What is given a time is cancelled then; the app ends well nevertheless."""
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                yield limit
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            log.warning("the end of the lifespan was not done within the grace of %g s: cancelled", self.settings.grace)
-
-    async def _confirm(self, kind: type[BaseException] | None, *_: object) -> None:
-        """What the end of the lifespan has published goes out as well, unless the app was cut short."""
-        if kind is None and self.publishing is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._deadline):
-                    await self.publishing.flushed()
 
     def _session(self) -> Session:
         if self.rescues is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.config import Settings, default_instance
 from mqttapi.errors import HandlerStuck
+from mqttapi.reporting import oldest, readiness, stats
 from mqttapi.service import Service, Stopped
 from mqttapi.serving import tune_garbage_collector
 from mqttapi.workers import channel
@@ -176,8 +177,8 @@ class _Reports:
 
 
 def _state(service: Service) -> dict[str, Any]:
-    problems = service.readiness()
-    stats = service.stats()
+    problems = readiness(service)
+    counted = stats(service)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "client_id": service.client_id,
@@ -187,9 +188,9 @@ def _state(service: Service) -> dict[str, Any]:
         "rss": _resident(usage),
         "quarantine": service.quarantine is not None and service.quarantine.active,
         "stats": {
-            **{field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)},
-            "oldest": service.oldest(),
-            "routes": {name: dataclasses.asdict(each) for name, each in stats.routes.items()},
+            **{field.name: getattr(counted, field.name) for field in dataclasses.fields(counted)},
+            "oldest": oldest(service),
+            "routes": {name: dataclasses.asdict(each) for name, each in counted.routes.items()},
         },
     }
 

@@ -76,14 +76,15 @@ async def test_a_message_is_acknowledged_after_its_dead_letter_is_confirmed(
         service = app._service
         assert service is not None
         assert service.publishing is not None
-        connection = service.publishing.connection
+        sender = service.publishing.sender
+        connection = sender.connection
         assert connection is not None
-        service.publishing.connection, service.publishing._clear = None, False  # as if it were lost
+        sender.connection, sender._clear = None, False  # as if it were lost
         await publish(mosquitto, "s/1", "x")
         await eventually(lambda: any("1 dead letters can neither be sent" in reason for reason in app.readiness))
         assert between.packets(Direction.TO_BROKER, PacketType.PUBACK) == []
-        service.publishing.connection = connection
-        service.publishing._pump()
+        sender.connection = connection
+        sender._pump()
         await between.wait_for(Direction.TO_BROKER, PacketType.PUBACK, 1)
         assert app.readiness == ()
     assert seen == ["x"]

@@ -15,6 +15,7 @@ import pytest
 from mqttapi import App, ConfigurationError, Context, PoisonMessage
 from mqttapi.config import Settings
 from mqttapi.message import Message
+from mqttapi.reporting import readiness, stats
 from mqttapi.runtime.quarantine import Quarantine, key_of, read_note
 from mqttapi.service import Service
 from mqttapi.workers.quarantine import SlotQuarantine
@@ -161,8 +162,8 @@ async def test_a_condemned_message_is_put_aside_without_a_run(
         async with after_a_death(observed.app, slot, mosquitto.url, poison) as service:
             letter = await reader.message()
             await eventually(lambda: read_note(slot.fd).over)
-            await eventually(lambda: service.stats().unacknowledged == 0)
-            counted = service.stats().routes["r"]
+            await eventually(lambda: stats(service).unacknowledged == 0)
+            counted = stats(service).routes["r"]
     assert letter.topic == "dead/2"
     assert "1" not in observed.began
     assert seen == []
@@ -187,8 +188,8 @@ async def test_a_condemned_message_without_dead_letter_is_logged_and_acknowledge
     await leave_unacknowledged(mosquitto, "q-test-0", "s/+", ["s/1", "s/2", "s/3"])
     async with after_a_death(observed.app, slot, mosquitto.url, key("s/2", b"1", "r")) as service:
         await eventually(lambda: read_note(slot.fd).over)
-        await eventually(lambda: service.stats().unacknowledged == 0)
-        counted = service.stats().routes["r"]
+        await eventually(lambda: stats(service).unacknowledged == 0)
+        counted = stats(service).routes["r"]
     assert (counted.done, counted.failed) == (4, 1)
     assert "r failed on s/2: was not run: it has killed its process 3 times" in caplog.text
     async with client(mosquitto.url, client_id="q-test-0", clean=False) as next_one:
@@ -243,7 +244,7 @@ async def test_the_link_is_subscribed_while_a_message_runs_alone(
     fake_broker.reply(PacketType.SUBSCRIBE, first_the_backlog)
     observed.stuck("1", "2")
     async with after_a_death(observed.app, slot, fake_broker.url) as service:
-        await eventually(lambda: not service.readiness())
+        await eventually(lambda: not readiness(service))
         await eventually(lambda: observed.began == ["1"])
         assert service.quarantine is not None
         assert service.quarantine.active
@@ -295,7 +296,7 @@ async def test_the_end_of_the_app_goes_on_one_by_one(
         connection = await fake_broker.subscribed()
         sends(connection, *"123", dup=True)
         sends(connection, "0", qos=0)
-        await eventually(lambda: service.stats().received == 4)
+        await eventually(lambda: stats(service).received == 4)
         asyncio.get_running_loop().call_later(0.05, observed.let, "1")
     assert observed.began == [*"1230"]
     assert observed.company == {frozenset(each) for each in "1230"}

@@ -115,7 +115,7 @@ async def _handled(service: Service, count: int) -> None:
     while sum(intake.received + intake.refused for intake in service.consumer.intakes) < count:  # noqa: ASYNC110  an event would cost each message
         await asyncio.sleep(_POLL)
     await service.workers.drain()
-    await service.publishing.flushed()
+    await service.publishing.sender.flushed()
 
 
 class _First:

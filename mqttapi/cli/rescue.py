@@ -105,7 +105,9 @@ async def _rescue(app: App, target: str | None, client_id: str, broker: str | No
 
 def _conclude(service: Service, target: str | None, client_id: str) -> int:
     """Say what has become of it, and give the exit code."""
-    consumer, stats = service.consumer, service.stats()
+    from mqttapi.reporting import stats
+
+    consumer, counts = service.consumer, stats(service)
     assert consumer is not None  # noqa: S101  it is there from the start on
     for other in consumer.relatives:
         again = shlex.join(["mqttapi", "rescue", *([target] if target else []), other])
@@ -113,12 +115,12 @@ def _conclude(service: Service, target: str | None, client_id: str) -> int:
     if not (consumer.links[0].found_session or consumer.kept):
         print(f"{client_id}: the broker has no session of it, so there is nothing to rescue")
         return 0
-    routes = stats.routes.values()
+    routes = counts.routes.values()
     counted = {
         "handled": sum(each.done + each.dropped for each in routes),
         "rejected": sum(each.rejected for each in routes),
         "failed": sum(each.failed for each in routes),
-        "for no route": stats.unmatched,
+        "for no route": counts.unmatched,
     }
     print(f"{client_id}: {', '.join(f'{count} {name}' for name, count in counted.items())}")
     if consumer.kept:
@@ -128,7 +130,7 @@ def _conclude(service: Service, target: str | None, client_id: str) -> int:
         )
         return FAILED
     print(f"{client_id}: the session has ended")
-    if stats.unmatched:
-        tell(f"what matched no route of this app was acknowledged, and is gone: {stats.unmatched}")
+    if counts.unmatched:
+        tell(f"what matched no route of this app was acknowledged, and is gone: {counts.unmatched}")
         return FAILED
     return 0

@@ -143,7 +143,7 @@ async def _opened(app: App, broker: str | None) -> AsyncIterator[_Opened]:
             yield _Opened(service, names, _banner(app, names, publishing))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                await publishing.flushed()
+                await publishing.sender.flushed()
 
 
 def _options(service: Service, broker: str | None) -> Any:
@@ -165,12 +165,12 @@ class _AtOnce:
 
     @property
     def has_properties(self) -> bool:
-        return self._connection.has_properties
+        return self._connection.sender.has_properties
 
     def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
         if self._connection.state:
             raise NotConnected(f"publish to {publish.topic!r}: {self._connection.state}")
-        return self._connection.submit(publish, reserved=reserved)
+        return self._connection.sender.submit(publish, reserved=reserved)
 
 
 class _Missing:

@@ -38,12 +38,12 @@ async def publish(broker: Broker, settings: Settings, message: Publish) -> Publi
     Raises:
         BrokerError: The broker cannot be reached, does not answer, or refuses the connection or the message.
     """
-    outgoing = PublishingConnection(_options(broker, settings), protocol_fallback=True)
-    result = outgoing.submit(message)
+    publishing = PublishingConnection(_options(broker, settings), protocol_fallback=True)
+    result = publishing.sender.submit(message)
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             for _ in range(_CONNECTIONS):
-                standing = asyncio.create_task(outgoing._one_connection(), name="mqttapi[pub]")
+                standing = asyncio.create_task(publishing._one_connection(), name="mqttapi[pub]")
                 try:
                     await asyncio.wait((result, standing), return_when=asyncio.FIRST_COMPLETED)
                     if result.done():
@@ -55,8 +55,8 @@ async def publish(broker: Broker, settings: Settings, message: Publish) -> Publi
         raise NotConnected(f"{broker} does not confirm the message within {_ANSWER_SECONDS:g} s") from None
     finally:
         result.cancel()
-        await outgoing._close()
-    raise NotConnected(f"{broker}: {outgoing.state}")
+        await publishing._close()
+    raise NotConnected(f"{broker}: {publishing.state}")
 
 
 async def subscribe(

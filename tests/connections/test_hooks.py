@@ -124,6 +124,41 @@ async def test_a_hook_that_hangs_does_not_put_off_the_end(
     assert warnings == ["a hook of on_connect still runs while the app ends: cancelled"]
 
 
+async def test_a_hook_that_says_goodbye_has_time_behind_a_handler_that_took_all_of_it(fake_broker: FakeBroker) -> None:
+    app, seen = App("hooks", settings=Settings(instance="test", grace=1.0)), []
+
+    @app.topic("s/<id>")
+    async def hangs() -> None:
+        seen.append("called")
+        await asyncio.get_running_loop().create_future()
+
+    @app.on_disconnect
+    async def goodbye() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        seen.append("disconnected")
+
+    async with app.running(broker=fake_broker.url):
+        (await fake_broker.subscribed()).publish("s/1", qos=1, packet_id=1)
+        await eventually(lambda: seen)
+    assert seen == ["called", "disconnected"]
+
+
+async def test_a_hook_of_on_disconnect_that_hangs_is_cancelled_and_told(
+    fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("hangs", settings=Settings(instance="test", grace=0.5))
+
+    @app.on_disconnect
+    async def hangs() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async with app.running(broker=fake_broker.url):
+        pass
+    warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert warnings == ["a hook of on_disconnect was not done within the grace: cancelled"]
+
+
 async def test_a_hook_that_was_cancelled_inside_has_failed_and_the_next_one_runs(
     fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:

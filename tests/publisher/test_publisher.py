@@ -148,6 +148,8 @@ async def test_a_timeout_gives_up_and_withdraws() -> None:
         ({"qos": "1"}, "qos must be 0, 1 or 2, got '1'"),
         ({"qos": True}, "qos must be 0, 1 or 2, got True"),
         ({"qos": 1.0}, "qos must be 0, 1 or 2, got 1.0"),
+        ({"retain": None}, "retain must be True or False, got None"),
+        ({"retain": 2}, "retain must be True or False, got 2"),
         ({"expiry": -1}, "expiry must be 0 to 4294967295 seconds, or None for never, got -1"),
         ({"expiry": 2**32}, "expiry must be 0 to 4294967295 seconds, or None for never, got 4294967296"),
         ({"expiry": float("nan")}, "expiry must be 0 to 4294967295 seconds, or None for never, got nan"),

@@ -75,7 +75,7 @@ async def test_a_publish_arrives_as_it_was_said(shared_mosquitto: Mosquitto, qos
         publishing_to(shared_mosquitto.url, options={"protocol": protocol, "client_id": topic.replace("/", "-")}) as p,
     ):
         await watcher.subscribe(topic)
-        result = await Publisher(p).publish(
+        result = await Publisher(p.sender).publish(
             topic,
             "é",
             qos=qos,
@@ -99,7 +99,7 @@ async def test_a_publish_arrives_as_it_was_said(shared_mosquitto: Mosquitto, qos
 
 async def test_a_message_that_nobody_gets_is_told(shared_mosquitto: Mosquitto) -> None:
     async with publishing_to(shared_mosquitto.url) as connection:
-        assert (await Publisher(connection).publish("nobody/listens")).reason_code == 0x10
+        assert (await Publisher(connection.sender).publish("nobody/listens")).reason_code == 0x10
 
 
 async def test_properties_that_3_1_1_drops_are_warned_of_once(
@@ -107,23 +107,23 @@ async def test_properties_that_3_1_1_drops_are_warned_of_once(
 ) -> None:
     async with publishing_to(fake.url, options={"protocol": "3.1.1"}) as connection:
         for _ in range(2):
-            await Publisher(connection).publish("a", expiry=5)
+            await Publisher(connection.sender).publish("a", expiry=5)
     assert caplog.text.count("MQTT 3.1.1 has no message properties") == 1
 
 
 async def test_one_turn_of_the_loop_is_one_write(fake: FakeBroker) -> None:
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         await publisher.publish("a")
-        assert connection.connection is not None
+        assert connection.sender.connection is not None
         writes: list[bytes] = []
-        write = connection.connection.write
+        write = connection.sender.connection.write
 
         def recorded(data: bytes | bytearray) -> None:
             writes.append(bytes(data))
             write(data)
 
-        connection.connection.write = recorded  # type: ignore[method-assign]  # to count
+        connection.sender.connection.write = recorded  # type: ignore[method-assign]  # to count
         await asyncio.gather(*(publisher.publish_nowait("a", b"x", qos=index % 2) for index in range(20)))
         assert len(writes) == 1
 
@@ -132,7 +132,7 @@ async def test_answers_may_come_in_any_order_and_cut_anywhere(fake: FakeBroker) 
     """Also one that is longer than 127 bytes, among packets that are not ours to answer."""
     fake.reply(PUBLISH, None)
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         futures = [publisher.publish_nowait("a", str(index)) for index in range(5)]
         peer = await fake.connected()
         ids = [packet.packet_id for packet in await peer.wait_for(PUBLISH, 5)]
@@ -164,10 +164,10 @@ async def test_a_refusal_is_an_error_and_frees_its_place(fake: FakeBroker, qos: 
     async with publishing_to(fake.url) as connection:
         for _ in range(3):
             with pytest.raises(PublishRefused) as caught:
-                await Publisher(connection).publish("a/b", qos=qos)
+                await Publisher(connection.sender).publish("a/b", qos=qos)
             assert str(caught.value) == "publish to 'a/b': the broker refuses it: Not authorized (0x87): no entry"
             assert caught.value.reason_code == 0x87
-        assert connection.messages == 0
+        assert connection.sender.messages == 0
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ async def test_what_the_broker_announced_is_obeyed(
 ) -> None:
     fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(**limit))
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         with pytest.raises(PublishRefused) as caught:
             await publisher.publish("a/b", **publish)
         assert (str(caught.value), caught.value.reason_code) == (text, code)
@@ -207,7 +207,7 @@ async def test_receive_maximum_is_never_exceeded(fake: FakeBroker, qos: int) -> 
     fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(receive_max=3))
     fake.reply(PUBLISH, None)
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         futures = [publisher.publish_nowait("a", str(index), qos=qos) for index in range(10)]
         futures.append(publisher.publish_nowait("a", "last", qos=0))
         peer = await fake.connected()
@@ -226,7 +226,7 @@ async def test_receive_maximum_is_never_exceeded(fake: FakeBroker, qos: int) -> 
 async def test_rabbitmq_answers_qos_2_with_puback(fake: FakeBroker) -> None:
     fake.reply(PUBLISH, lambda peer, packet: ack(PUBACK, packet.packet_id))
     async with publishing_to(fake.url) as connection:
-        assert (await Publisher(connection).publish("a", qos=2)).reason_code == 0
+        assert (await Publisher(connection.sender).publish("a", qos=2)).reason_code == 0
 
 
 async def test_a_pubrec_for_nothing_is_answered(fake: FakeBroker) -> None:
@@ -258,7 +258,7 @@ async def test_what_was_not_acknowledged_goes_again(fake: FakeBroker, qos: int, 
     if kept:
         fake.reply(PacketType.CONNECT, resumed)
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         futures = [publisher.publish_nowait("a", str(index), qos=qos) for index in range(3)]
         first = await fake.connected()
         sent = await first.wait_for(PUBLISH, 3)
@@ -266,9 +266,11 @@ async def test_what_was_not_acknowledged_goes_again(fake: FakeBroker, qos: int, 
         with pytest.raises(PublishRefused):
             await futures[1]
         fake.reply(PUBLISH, lambda peer, packet: ack(PUBACK if qos == 1 else PUBREC, packet.packet_id))
-        lost = connection.connection
+        lost = connection.sender.connection
         first.reset()
-        await eventually(lambda: connection.connection is not lost, what="the loss")  # which may last no time at all
+        await eventually(
+            lambda: connection.sender.connection is not lost, what="the loss"
+        )  # which may last no time at all
         futures.append(publisher.publish_nowait("a", "3", qos=qos))
         await asyncio.gather(futures[0], *futures[2:])
         again = fake.connections[-1].packets(PUBLISH)
@@ -281,7 +283,7 @@ async def test_what_was_not_acknowledged_goes_again(fake: FakeBroker, qos: int, 
 async def test_a_resumed_session_respects_a_smaller_window(fake: FakeBroker) -> None:
     fake.reply(PUBLISH, None)
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         futures = [publisher.publish_nowait("a", str(index)) for index in range(6)]
         first = await fake.connected()
         await first.wait_for(PUBLISH, 6)
@@ -300,7 +302,7 @@ async def test_a_resumed_session_respects_a_smaller_window(fake: FakeBroker) -> 
 async def test_a_resumed_session_respects_new_limits(fake: FakeBroker, qos: int) -> None:
     fake.reply(PUBLISH, None)
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         futures = [publisher.publish_nowait("a/b", payload, qos=qos) for payload in ("x" * 20, "ok")]
         first = await fake.connected()
         await first.wait_for(PUBLISH, 2)
@@ -313,7 +315,7 @@ async def test_a_resumed_session_respects_new_limits(fake: FakeBroker, qos: int)
         assert packet.payload == b"ok"
         second.send(ack(PUBACK, packet.packet_id))
         await futures[1]
-        assert connection.messages == 0
+        assert connection.sender.messages == 0
 
 
 async def test_a_packet_that_is_no_answer_is_not_waited_for(fake: FakeBroker) -> None:
@@ -321,10 +323,10 @@ async def test_a_packet_that_is_no_answer_is_not_waited_for(fake: FakeBroker) ->
     async with publishing_to(fake.url) as connection:
         peer = await fake.connected()
         peer.send(b"\x40\xff\xff\xff\x7f" + bytes(1000))
-        await Publisher(connection).publish("a")
+        await Publisher(connection.sender).publish("a")
         (disconnect,) = await peer.wait_for(PacketType.DISCONNECT)
         assert disconnect.decode(mqtt5.DisconnectPacket).reason_code == 0x95
-        await Publisher(connection).publish("a")
+        await Publisher(connection.sender).publish("a")
         assert fake.connections[-1] is not peer
 
 
@@ -332,17 +334,17 @@ async def test_an_answer_before_its_turn_to_go_again_ends_it(fake: FakeBroker) -
     """The acknowledgement was on its way when the connection broke: a broker may send it after the resume."""
     fake.reply(PUBLISH, None)
     async with publishing_to(fake.url) as connection:
-        futures = [Publisher(connection).publish_nowait("a", str(index)) for index in range(2)]
+        futures = [Publisher(connection.sender).publish_nowait("a", str(index)) for index in range(2)]
         first = await fake.connected()
         ids = [packet.packet_id for packet in await first.wait_for(PUBLISH, 2)]
         fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(session_present=True, receive_max=1))
         first.reset()
         second = await fake.connected(2)
         await second.wait_for(PUBLISH, 1)
-        futures.append(Publisher(connection).publish_nowait("a", "2"))
+        futures.append(Publisher(connection.sender).publish_nowait("a", "2"))
         second.send(ack(PUBACK, ids[1]))
         await futures[1]
-        assert connection._window == 0
+        assert connection.sender._window == 0
         second.send(ack(PUBACK, ids[0]))
         third = (await second.wait_for(PUBLISH, 2))[1]
         assert third.payload == b"2"
@@ -351,11 +353,86 @@ async def test_an_answer_before_its_turn_to_go_again_ends_it(fake: FakeBroker) -
         assert len(second.packets(PUBLISH)) == 2
 
 
+async def test_a_pubrec_before_its_turn_to_go_again_ends_the_publish_phase(fake: FakeBroker) -> None:
+    """PUBLISH behind its PUBREL would be a new message."""
+    fake.reply(PUBLISH, None)
+    async with publishing_to(fake.url) as connection:
+        futures = [Publisher(connection.sender).publish_nowait("a", str(index), qos=2) for index in range(2)]
+        first = await fake.connected()
+        ids = [packet.packet_id for packet in await first.wait_for(PUBLISH, 2)]
+        fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(session_present=True, receive_max=1))
+        first.reset()
+        second = await fake.connected(2)
+        await second.wait_for(PUBLISH, 1)
+        second.send(ack(PUBREC, ids[1]), ack(PUBREC, ids[0]))
+        await asyncio.gather(*futures)
+        assert [(packet.kind, packet.packet_id) for packet in second.received[1:]] == [
+            (PUBLISH, ids[0]),
+            (PUBREL, ids[0]),
+            (PUBREL, ids[1]),
+        ]
+
+
+async def test_what_is_released_again_respects_a_smaller_window(fake: FakeBroker) -> None:
+    """And so does what is new, though an answer has come."""
+    fake.reply(PUBREL, None)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection.sender)
+        futures = [publisher.publish_nowait("a", qos=2) for _ in range(3)]
+        first = await fake.connected()
+        ids = [packet.packet_id for packet in await first.wait_for(PUBREL, 3)]
+        fake.reply(PacketType.CONNECT, mqtt5.ConnAckPacket(session_present=True, receive_max=1))
+        fake.reply(PUBLISH, None)
+        first.reset()
+        second = await fake.connected(2)
+        for count, packet_id in enumerate(ids, start=1):
+            assert len(await second.wait_for(PUBREL, count)) == count
+            second.send(ack(PUBCOMP, packet_id))
+            await futures[count - 1]
+            futures.append(publisher.publish_nowait("a", str(count)))
+        for count in (1, 2, 3):
+            sent = await second.wait_for(PUBLISH, count)
+            assert payloads(sent) == [b"1", b"2", b"3"][:count]
+            second.send(ack(PUBACK, sent[-1].packet_id))
+        await asyncio.gather(*futures)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("kept", [True, False])
+async def test_what_goes_again_has_lived_meanwhile(fake: FakeBroker, kept: bool, qos: int) -> None:
+    """A command must not be new again because the connection was lost; nothing is left of the one that has expired."""
+    fake.reply(PUBLISH, None)
+    if kept:
+        fake.reply(PacketType.CONNECT, resumed)
+    async with publishing_to(fake.url) as connection:
+        publisher = Publisher(connection.sender)
+        gone = publisher.publish_nowait("a", "open the door", qos=qos, expiry=1000)
+        fresh = publisher.publish_nowait("a", "fresh", qos=qos, expiry=3600)
+        first = await fake.connected()
+        gone_id = (await first.wait_for(PUBLISH, 2))[0].packet_id
+        for entry in connection.sender._in_flight.values():
+            assert entry.deadline is not None
+            entry.deadline -= 3000
+        fake.reply(PUBLISH, lambda peer, packet: ack(PUBACK if qos == 1 else PUBREC, packet.packet_id))
+        first.reset()
+        with pytest.raises(NotConnected) as caught:
+            await gone
+        assert str(caught.value) == "publish to 'a': it expired while the broker was away"
+        await fresh
+        second = fake.connections[-1]
+        (packet,) = second.packets(PUBLISH)
+        assert (packet.payload, packet.dup) == (b"fresh", kept)
+        assert packet.publish.message_expiry_interval in {599, 600}
+        assert (gone_id in {each.packet_id for each in second.packets(PUBREL)}) == (kept and qos == 2)
+        await connection.sender.flushed()
+        assert (connection.sender._window, connection.sender._spent) == (65_000, [])
+
+
 async def test_qos_2_is_released_and_never_sent_again_after_pubrec(fake: FakeBroker) -> None:
     fake.reply(PUBREL, None)
     fake.reply(PacketType.CONNECT, resumed)
     async with publishing_to(fake.url) as connection:
-        future = Publisher(connection).publish_nowait("a", qos=2)
+        future = Publisher(connection.sender).publish_nowait("a", qos=2)
         first = await fake.connected()
         (pubrel,) = await first.wait_for(PUBREL)
         fake.reply(PUBREL, lambda peer, packet: ack(PUBCOMP, packet.packet_id))
@@ -375,7 +452,7 @@ async def test_a_broker_reached_through_a_bad_line_gets_everything(mosquitto: Mo
         publishing_to(proxy.url) as connection,
     ):
         await watcher.subscribe("line/#")
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         cut = 0
         futures = []
         for index in range(count):
@@ -427,7 +504,7 @@ async def test_a_publish_that_ends_every_connection_fails_and_all_others_get_thr
     if kept:
         fake.reply(PacketType.CONNECT, resumed)
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         before, bad, *behind = (
             publisher.publish_nowait("a/b", payload, qos=qos) for payload in ("before", "bad", "1", "2")
         )
@@ -438,14 +515,14 @@ async def test_a_publish_that_ends_every_connection_fails_and_all_others_get_thr
         assert (str(caught.value), caught.value.reason_code) == (text, 0x80)
         assert f"{text}; it is not sent again" in caplog.text
         await asyncio.gather(*behind)
-        assert len(ended) == 6
-        for peer in ended[3:]:
+        assert len(ended) in {6, 7}  # the first may have ended with a PUBREL of "before" as the oldest
+        for peer in ended[-3:]:
             assert payloads(peer.packets(PUBLISH))[-1] == b"bad"
         results = await asyncio.gather(*(publisher.publish_nowait("a", "x", qos=qos) for _ in range(50)))
         assert len({result.packet_id for result in results}) == 50
-        assert (connection.messages, connection.bytes, connection._suspects) == (0, 0, set())
-        assert connection._window == 65_000 - len(connection._spent)
-        assert bool(connection._spent) == (qos == 2 and kept)
+        assert (connection.sender.messages, connection.sender.bytes, connection.sender._suspects) == (0, 0, set())
+        assert connection.sender._window == 65_000 - len(connection.sender._spent)
+        assert bool(connection.sender._spent) == (qos == 2 and kept)
 
 
 @pytest.mark.usefixtures("soon")
@@ -453,12 +530,12 @@ async def test_nothing_is_left_of_one_whose_sender_has_given_up(fake: FakeBroker
     fake.reply(PUBLISH, closes_over(b"bad", []))
     fake.reply(PacketType.CONNECT, resumed)
     async with publishing_to(fake.url) as connection:
-        Publisher(connection).publish_nowait("a", "bad").cancel()
-        bad = Publisher(connection).publish_nowait("a", "bad")
+        Publisher(connection.sender).publish_nowait("a", "bad").cancel()
+        bad = Publisher(connection.sender).publish_nowait("a", "bad")
         await asyncio.sleep(0)
         bad.cancel()
-        await Publisher(connection).publish("a", "good")
-        await connection.flushed()
+        await Publisher(connection.sender).publish("a", "good")
+        await connection.sender.flushed()
 
 
 @pytest.mark.usefixtures("soon")
@@ -469,7 +546,7 @@ async def test_the_code_of_a_disconnect_is_that_of_the_refusal(fake: FakeBroker)
     fake.reply(PUBLISH, refuse)
     async with publishing_to(fake.url) as connection:
         with pytest.raises(PublishRefused, match=r"nothing else: the broker disconnected: Packet too large") as caught:
-            await Publisher(connection).publish("a")
+            await Publisher(connection.sender).publish("a")
         assert caught.value.reason_code == 0x95
 
 
@@ -491,20 +568,34 @@ async def test_a_broker_that_goes_away_for_other_reasons_condemns_nothing(
 
     fake.reply(PUBLISH, close)
     async with publishing_to(fake.url) as connection:
-        await asyncio.gather(*(Publisher(connection).publish_nowait("a") for _ in range(40)))
+        await asyncio.gather(*(Publisher(connection.sender).publish_nowait("a") for _ in range(40)))
 
 
 @pytest.mark.usefixtures("soon")
-async def test_a_release_is_no_culprit(fake: FakeBroker) -> None:
-    """What the broker has received is not sent again, so it is nothing that could be kept back."""
-    fake.reply(PUBREL, lambda peer, packet: peer.close())
+async def test_a_release_may_be_the_culprit(fake: FakeBroker) -> None:
+    """Nothing else would ever get through; its id is not used again in this session."""
+
+    def release(peer: Peer, packet: Packet) -> bytes | None:
+        if packet.packet_id == bad_id:
+            peer.close()
+            return None
+        return ack(PUBCOMP, packet.packet_id)
+
+    fake.reply(PUBREL, release)
     fake.reply(PacketType.CONNECT, resumed)
     async with publishing_to(fake.url) as connection:
-        future = Publisher(connection).publish_nowait("a", qos=2)
-        await fake.connected(12)
-        fake.reply(PUBREL, lambda peer, packet: ack(PUBCOMP, packet.packet_id))
-        await future
-        assert len(fake.packets(PUBLISH)) == 1
+        publisher = Publisher(connection.sender)
+        bad_id = (await publisher.publish("a", qos=1)).packet_id + 2
+        before, bad, behind = (publisher.publish_nowait("a/b", qos=2) for _ in range(3))
+        with pytest.raises(PublishRefused) as caught:
+            await asyncio.wait_for(bad, 20)
+        assert str(caught.value) == (
+            "publish to 'a/b': the broker closed the connection 3 times when it got its PUBREL and nothing else"
+        )
+        await asyncio.gather(before, behind)
+        assert len(fake.packets(PUBLISH)) == 4
+        assert connection.sender._spent == [bad_id]
+        assert (connection.sender.messages, connection.sender._window) == (0, 64_999)
 
 
 @pytest.mark.usefixtures("soon")
@@ -532,32 +623,32 @@ async def test_a_dead_letter_that_the_broker_closes_the_connection_over_goes_to_
 async def test_publishes_wait_for_the_broker(fake: FakeBroker) -> None:
     await fake.stop()
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         futures = [publisher.publish_nowait("a", str(index), qos=index % 3) for index in range(9)]
         await eventually(lambda: "Connection refused" in connection.state, what=lambda: connection.state)
-        assert connection.messages == 9
+        assert connection.sender.messages == 9
         await fake.start()
         await asyncio.gather(*futures)
         assert payloads(fake.packets(PUBLISH)) == [b"%d" % index for index in range(9)]
         assert connection.state == ""
-        assert (connection.messages, connection.bytes) == (0, 0)
+        assert (connection.sender.messages, connection.sender.bytes) == (0, 0)
 
 
 async def test_the_queue_is_bounded_and_keeps_a_reserve(fake: FakeBroker) -> None:
     await fake.stop()
     async with publishing_to(fake.url, max_messages=10, max_bytes=1000) as connection:
-        futures = [connection.submit(Publish("a", b"x")) for _ in range(10)]
+        futures = [connection.sender.submit(Publish("a", b"x")) for _ in range(10)]
         connection.state = "nobody is there"
         with pytest.raises(PublishQueueFull) as caught:
-            connection.submit(Publish("a/b", b""))
+            connection.sender.submit(Publish("a/b", b""))
         assert str(caught.value) == (
             "publish of 0 bytes to 'a/b': 10 publishes with 10 bytes are not done yet, and at most 10 with 1000 may be "
             "(MQTTAPI_MAX_OUTGOING, MQTTAPI_MAX_OUTGOING_BYTES); nobody is there"
         )
-        futures.append(connection.submit(Publish("dead", b""), reserved=True))
+        futures.append(connection.sender.submit(Publish("dead", b""), reserved=True))
         with pytest.raises(PublishQueueFull):
-            connection.submit(Publish("dead", b""), reserved=True)
-        assert connection.messages == 11
+            connection.sender.submit(Publish("dead", b""), reserved=True)
+        assert connection.sender.messages == 11
         await fake.start()
         await asyncio.gather(*futures)
 
@@ -565,13 +656,13 @@ async def test_the_queue_is_bounded_and_keeps_a_reserve(fake: FakeBroker) -> Non
 async def test_the_queue_is_bounded_in_bytes(fake: FakeBroker) -> None:
     await fake.stop()
     async with publishing_to(fake.url, max_bytes=100) as connection:
-        future = connection.submit(Publish("a", b"x" * 100))
+        future = connection.sender.submit(Publish("a", b"x" * 100))
         with pytest.raises(PublishQueueFull):
-            connection.submit(Publish("a", b"x"))
-        connection.submit(Publish("a", b"x" * 10), reserved=True).cancel()
+            connection.sender.submit(Publish("a", b"x"))
+        connection.sender.submit(Publish("a", b"x" * 10), reserved=True).cancel()
         future.cancel()
         await asyncio.sleep(0)
-        assert (connection.messages, connection.bytes) == (0, 0)
+        assert (connection.sender.messages, connection.sender.bytes) == (0, 0)
 
 
 async def test_a_time_out_gives_up_and_frees_its_place(fake: FakeBroker) -> None:
@@ -579,16 +670,16 @@ async def test_a_time_out_gives_up_and_frees_its_place(fake: FakeBroker) -> None
     async with publishing_to(fake.url, max_messages=1) as connection:
         for _ in range(3):
             with pytest.raises(NotConnected):
-                await Publisher(connection).publish("a", timeout=0.01)
+                await Publisher(connection.sender).publish("a", timeout=0.01)
         await fake.start()
-        await Publisher(connection).publish("a", "late")
+        await Publisher(connection.sender).publish("a", "late")
         assert payloads(fake.packets(PUBLISH)) == [b"late"]
 
 
 async def test_what_expires_while_it_waits_is_not_sent(fake: FakeBroker) -> None:
     await fake.stop()
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         gone = publisher.publish_nowait("a", "open the door", expiry=0)
         fresh = publisher.publish_nowait("a", "fresh", expiry=3600)
         await fake.start()
@@ -605,7 +696,7 @@ async def test_what_expires_while_it_waits_is_not_sent(fake: FakeBroker) -> None
 async def test_a_broker_that_stops_reading_makes_publishes_wait(fake: FakeBroker, in_one_turn: bool) -> None:
     """QoS 0 is done when it is written, so a full socket holds it back, and memory stays bounded."""
     async with Proxy(fake.port) as proxy, publishing_to(proxy.url, max_messages=200) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
         await publisher.publish("a")
         proxy.pause(Direction.TO_BROKER)
         payload = b"x" * 200_000
@@ -614,10 +705,10 @@ async def test_a_broker_that_stops_reading_makes_publishes_wait(fake: FakeBroker
                 publisher.publish_nowait("a", payload, qos=0)
                 if not in_one_turn:
                     await asyncio.sleep(0)
-        assert connection.connection is not None
-        assert connection.connection.unsent < 1_000_000
+        assert connection.sender.connection is not None
+        assert connection.sender.connection.unsent < 1_000_000
         proxy.resume()
-        await asyncio.wait_for(connection.flushed(), 20)
+        await asyncio.wait_for(connection.sender.flushed(), 20)
         assert await publisher.publish("a")
 
 
@@ -637,14 +728,14 @@ async def test_an_error_that_nobody_thought_of_is_logged_and_ends_nothing(
     fake: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with publishing_to(fake.url) as connection:
-        await Publisher(connection).publish("a")
+        await Publisher(connection.sender).publish("a")
         fails = iter((True, True))
-        open_, connected = connection._dialer.open, connection._connected
+        open_, connected = connection._dialer.open, connection.sender.connected
 
         async def fail_to_open(*arguments: Any) -> Any:
             if next(fails, False):
                 raise RuntimeError("thought of by nobody")
-            monkeypatch.setattr(connection, "_connected", fail_behind)
+            monkeypatch.setattr(connection.sender, "connected", fail_behind)
             return await open_(*arguments)
 
         def fail_behind(*arguments: Any) -> None:
@@ -655,7 +746,7 @@ async def test_an_error_that_nobody_thought_of_is_logged_and_ends_nothing(
         monkeypatch.setattr(connection._dialer, "open", fail_to_open)
         fake.connections[0].reset()
         await eventually(lambda: "nor this" in caplog.text, what="the errors")
-        await Publisher(connection).publish("a")
+        await Publisher(connection.sender).publish("a")
         assert caplog.text.count("test-pub failed: this is a bug in mqttapi; trying again") == 3
         assert fake.connections[-2].closed
 
@@ -665,7 +756,7 @@ async def test_an_error_that_nobody_thought_of_is_logged_and_ends_nothing(
 
 async def test_a_thread_may_publish(fake: FakeBroker) -> None:
     async with publishing_to(fake.url) as connection:
-        publisher = Publisher(connection)
+        publisher = Publisher(connection.sender)
 
         def work() -> list[asyncio.Future[PublishResult]]:
             return [publisher.publish_nowait("a", str(index), qos=index % 3) for index in range(30)]
@@ -681,7 +772,9 @@ async def test_a_thread_finds_the_queue_full(fake: FakeBroker) -> None:
         def work() -> int:
             for count in range(100):
                 try:
-                    Publisher(connection).publish_nowait("a").add_done_callback(lambda future: future.exception())
+                    Publisher(connection.sender).publish_nowait("a").add_done_callback(
+                        lambda future: future.exception()
+                    )
                 except PublishQueueFull:
                     return count
             return -1
@@ -692,9 +785,9 @@ async def test_a_thread_finds_the_queue_full(fake: FakeBroker) -> None:
 async def test_flushed_waits_for_every_answer(fake: FakeBroker) -> None:
     fake.reply(PUBLISH, None)
     async with publishing_to(fake.url) as connection:
-        await connection.flushed()
-        future = Publisher(connection).publish_nowait("a")
-        flushed = asyncio.create_task(connection.flushed())
+        await connection.sender.flushed()
+        future = Publisher(connection.sender).publish_nowait("a")
+        flushed = asyncio.create_task(connection.sender.flushed())
         peer = await fake.connected()
         (packet,) = await peer.wait_for(PUBLISH)
         assert not flushed.done()
@@ -706,7 +799,7 @@ async def test_flushed_waits_for_every_answer(fake: FakeBroker) -> None:
 async def test_the_end_says_goodbye_and_gives_up_what_is_left(fake: FakeBroker) -> None:
     fake.reply(PUBLISH, None)
     async with publishing_to(fake.url) as connection:
-        future = Publisher(connection).publish_nowait("a")
+        future = Publisher(connection.sender).publish_nowait("a")
         peer = await fake.connected()
         await peer.wait_for(PUBLISH)
     (disconnect,) = peer.packets(PacketType.DISCONNECT)
@@ -718,8 +811,8 @@ async def test_the_end_says_goodbye_and_gives_up_what_is_left(fake: FakeBroker) 
 
 async def test_what_was_published_in_the_last_turn_is_written(fake: FakeBroker) -> None:
     async with publishing_to(fake.url) as connection:
-        await Publisher(connection).publish("a")
-        future = Publisher(connection).publish_nowait("a", "goodbye", qos=0)
+        await Publisher(connection.sender).publish("a")
+        future = Publisher(connection.sender).publish_nowait("a", "goodbye", qos=0)
     await future
     assert payloads(fake.packets(PUBLISH))[-1] == b"goodbye"
 
@@ -730,7 +823,7 @@ async def test_what_was_published_in_the_last_turn_is_written(fake: FakeBroker) 
 async def test_a_broker_that_knows_only_3_1_1_is_spoken_to_in_it(fake: FakeBroker) -> None:
     fake.reply(PacketType.CONNECT, lambda peer, packet: connack(0 if peer.version == 4 else 1, version=4))
     async with publishing_to(fake.url, protocol_fallback=True) as connection:
-        assert (await Publisher(connection).publish("a", qos=2)).packet_id
+        assert (await Publisher(connection.sender).publish("a", qos=2)).packet_id
         assert fake.connections[-1].version == 4
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from mqttapi import App, Message
 from mqttapi.config import Session, Settings
+from mqttapi.reporting import readiness, stats
 from mqttapi.runtime.fence import FENCE_PREFIX, fence_topic
 from mqttapi.runtime.links import subscription_id
 from mqttapi.service import Service
@@ -353,10 +354,10 @@ async def test_the_fence_is_acknowledged_behind_all_others_and_the_session_ends_
             link.publish("s/1", str(number).encode(), qos=1, packet_id=number)
         assert await service.leave(5)
         answered = [packet.packet_id for packet in link.packets(PacketType.PUBACK)]
-        stats = service.stats()
+        counted = stats(service)
     assert answered == [1, 2, 3, 900]
     assert handled == ["1", "2", "3"]
-    assert (stats.unmatched, stats.unknown_ids, stats.routes["s/<id>"].done) == (0, 0, 3)
+    assert (counted.unmatched, counted.unknown_ids, counted.routes["s/<id>"].done) == (0, 0, 3)
     assert [each.filters for each in link.packets(PacketType.SUBSCRIBE)] == [["s/+"], [fence_topic("leaver-0-0")]]
     assert [each.filters for each in link.packets(PacketType.UNSUBSCRIBE)] == [["s/+"], [fence_topic("leaver-0-0")]]
     assert said(fake_broker) == ["UNSUBSCRIBE", *["PUBACK"] * 4, "UNSUBSCRIBE", "DISCONNECT"]
@@ -367,7 +368,7 @@ async def test_an_old_fence_is_not_taken_for_the_new_one(fake_broker: FakeBroker
     passes_fences(fake_broker, times=0, first=b"old")
     async with serving(an_app(), fake_broker.url) as service:
         assert not await service.leave(0.3)
-        assert service.stats().unmatched == 0
+        assert stats(service).unmatched == 0
     assert link_of(fake_broker).received[-1].body == b"", "DISCONNECT that leaves the session as it is"
 
 
@@ -482,7 +483,7 @@ async def test_a_request_to_stop_cuts_the_leave_short(fake_broker: FakeBroker) -
     async with serving(an_app(), fake_broker.url) as service:
         leaving = asyncio.create_task(service.leave(60))
         await link_of(fake_broker).wait_for(PacketType.UNSUBSCRIBE)
-        assert service.readiness() == ("the app is leaving for good",)
+        assert readiness(service) == ("the app is leaving for good",)
         service.stopping.set_result(None)
         assert not await leaving
 
@@ -547,8 +548,8 @@ async def test_a_fence_is_for_no_route_of_any_app(mosquitto: Mosquitto) -> None:
     async with other.running(broker=mosquitto.url):
         async with serving(leaver, mosquitto.url) as service:
             assert await service.leave(5)
-            stats = service.stats()
-        assert (stats.unmatched, stats.unknown_ids) == (0, 0)
+            counted = stats(service)
+        assert (counted.unmatched, counted.unknown_ids) == (0, 0)
         await eventually(lambda: other.stats.received == 1)
         assert (other.stats.unmatched, other.stats.unknown_ids) == (0, 0)
         async with client(mosquitto.url) as publisher:
@@ -569,7 +570,7 @@ async def test_it_unsubscribes_at_once_though_nothing_is_read(fake_broker: FakeB
     passes_fences(fake_broker)
     async with serving(app, fake_broker.url) as service:
         link_of(fake_broker).publish("s/1", qos=1, packet_id=1)
-        await eventually(lambda: service.stats().in_flight)
+        await eventually(lambda: stats(service).in_flight)
         leaving = asyncio.create_task(service.leave(10))
         await link_of(fake_broker).wait_for(PacketType.UNSUBSCRIBE)
         gate.set()
