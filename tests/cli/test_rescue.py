@@ -205,7 +205,7 @@ def test_a_handler_that_does_not_end_in_time_keeps_the_session(mqttapi: CommandL
         kill(lose(mqttapi, broker))
         publish(broker, "run/1", texts(3))
         done = mqttapi(
-            *("rescue", "main:app", NAME, "--broker", broker.url, "--timeout", "0.5"), HANG="1", MQTTAPI_GRACE="0.3"
+            *("rescue", "main:app", NAME, "--broker", broker.url, "--timeout", "4"), HANG="1", MQTTAPI_GRACE="0.3"
         )
         assert done.returncode == 1
         assert "is kept, as something may wait in it (4 messages are not acknowledged): try again" in done.stderr
@@ -214,7 +214,7 @@ def test_a_handler_that_does_not_end_in_time_keeps_the_session(mqttapi: CommandL
 
 def test_a_broker_that_is_away_is_waited_for_no_longer_than_told(mqttapi: CommandLine) -> None:
     mqttapi.write("main.py", APP)
-    done = mqttapi("rescue", "main:app", NAME, "--broker", Mosquitto().url, "--timeout", "0.5")
+    done = mqttapi("rescue", "main:app", NAME, "--broker", Mosquitto().url, "--timeout", "3")
     assert done.returncode == 1
     assert "is kept, as something may wait in it (there is no connection)" in done.stderr
 
