@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 from uuid import UUID
 
 from mqttapi.errors import InvalidTemplate, InvalidTopic
-from mqttapi.topics.converters import known_converters, pattern_or_choices
+from mqttapi.topics.converters import excludes, known_converters, pattern_or_choices
 from mqttapi.topics.grammar import covers, quote, unwanted, validate_topic
 from mqttapi.topics.syntax import parse, refuse
 
@@ -233,6 +233,8 @@ def _parameter(
             _check_choices(allowed, converter, label)
             accepts = allowed.__contains__
         else:
+            if reason := excludes(converter, constraint, allowed):
+                raise InvalidTemplate(f"{label}: {constraint!r} never matches: {reason}. Take one of them out.")
             accepts = allowed if accepts is None else _both(accepts, allowed)
     return TemplateParameter(
         name=slot.name,

@@ -188,6 +188,13 @@ WHERE = "where={'id': ...} of 's/<id>/<n:int>'"
             {"n": ["x"]},
             "where={'n': ...} of 's/<id>/<n:int>': 'x' never matches: it does not fit the converter 'int'. Remove it.",
         ),
+        (
+            {"n": "[a-z]+"},
+            (
+                "where={'n': ...} of 's/<id>/<n:int>': '[a-z]+' never matches: 'int' takes numbers, and what this pattern "
+                "matches has no digit. Take one of them out."
+            ),
+        ),
     ],
 )
 def test_where(where: Any, expected: str) -> None:
