@@ -9,7 +9,7 @@ import logging
 import os
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter
 
@@ -67,6 +67,8 @@ if TYPE_CHECKING:
 __all__ = ["Service", "Stopped", "session_of"]
 
 log = logging.getLogger("mqttapi")
+
+T = TypeVar("T")
 
 ISOLATED_THREADS: Final = 40
 """Threads that an isolated route has for itself, as many as all the others share: anyio's number."""
@@ -212,6 +214,13 @@ class Service:
         """Lifespan and resources alone, for a prompt: the outbox is left to those that handle messages, too."""
         self._phase = _IDLE
         return self.started(outgoing)
+
+    def opened_as(self, kind: type[T]) -> T:
+        """See `App.opened`."""
+        found: T | None = self.opened[kind] if kind in self.opened else self.backends.make(kind)
+        if found is None:
+            raise ConfigurationError(f"opened({kind.__name__}): the app has opened no {kind.__name__}")
+        return found
 
     def _signature(self, route: Route) -> Signature:
         if route.inbox is None:
