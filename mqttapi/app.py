@@ -236,6 +236,11 @@ class App:
 
     def middleware(self, function: F) -> F:
         """Add the decorated `async def mw(context, call_next)` to the middleware of the app, inside of what is there."""
+        if isinstance(function, str):
+            raise ConfigurationError(
+                f"@app.middleware takes no text, got {function!r}: write @app.middleware above 'async def mw(context, "
+                f"call_next)'. An alias is added by app.add_middleware({function!r})"
+            )
         self.add_middleware(function)
         return function
 

@@ -73,9 +73,10 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"name": ""}, "name must be a text, got ''"),
     ({"where": 3}, "where must map names of path parameters to a pattern or a set of values, got 3"),
     ({"middleware": passing}, f"middleware must be a list, such as [log_it], got {passing!r}"),
-    ({"dependencies": [handler]}, f"dependencies takes Depends(...) only, got {handler!r}"),
+    ({"dependencies": [handler]}, "dependencies takes Depends(...) only, got handler(): write Depends(handler)"),
     ({"options": {}}, "options must be a RouteOptions(...), got {}"),
     ({"worker": 3}, "unknown option 'worker'. Did you mean 'workers'?"),
+    ({"tags": ["a"]}, "unknown option 'tags'. Write options=RouteOptions(tags=...)"),
     (
         {"shared": True, "options": RouteOptions(no_local=True)},
         "no_local with shared is a protocol error [MQTT-3.8.3-4]. Leave one of the two out.",

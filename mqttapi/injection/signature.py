@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, get_origin
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
+
+from pydantic.fields import FieldInfo
 
 from mqttapi.context import Context
 from mqttapi.errors import ConfigurationError
@@ -154,6 +156,8 @@ class Analysis:
 
     def _source(self, owner: str, parameter: Parameter) -> Source:
         where, hint = f"{owner}: '{parameter}'", Hint.of(parameter.hint, without=MARKERS)
+        _refuse_foreign(where, parameter, hint)
+        _refuse_open(where, hint)
         marker = _marker(where, parameter, hint)
         if marker:
             default = MISSING if parameter.default is marker else parameter.default
@@ -235,6 +239,37 @@ def _marker(where: str, parameter: Parameter, hint: Hint) -> Marker | None:
     if isinstance(markers[0], Depends) and parameter.default is not MISSING and parameter.default is not markers[0]:
         raise ConfigurationError(f"{where} has a default besides Depends(...), which always gives a value. Drop it.")
     return markers[0]
+
+
+def _refuse_foreign(where: str, parameter: Parameter, hint: Hint) -> None:
+    """What pydantic's and FastAPI's users bring along: it would be taken for a default, or for nothing at all."""
+    default = parameter.default
+    for item in (*hint.metadata, default):
+        if type(item).__name__ in {"Depends", "Security"} and not isinstance(item, Depends):
+            raise ConfigurationError(
+                f"{where}: {_full_name(type(item))} means nothing here. Take that of MQTTAPI: 'from mqttapi import Depends'."
+            )
+    if type(default) is FieldInfo:
+        raise ConfigurationError(
+            f"{where}: as a default Field(...) would be the value itself. Write "
+            f"'{parameter.name}: Annotated[{show(hint.whole)}, Field(...)]', and a default behind the '='."
+        )
+    if isinstance(default, FieldInfo):
+        raise ConfigurationError(
+            f"{where}: {_full_name(type(default))} means nothing here. A part of the topic needs no marker, a user property "
+            "is UserProperty('name'), the payload is Payload()."
+        )
+
+
+def _refuse_open(where: str, hint: Hint) -> None:
+    """A hint of which pydantic would make Any."""
+    inside = getattr(hint.whole, "__parameters__", ()) if get_origin(hint.whole) else (hint.whole,)
+    for variable in inside:
+        if isinstance(variable, TypeVar) and variable.__bound__ is None and not variable.__constraints__:
+            raise ConfigurationError(
+                f"{where}: nothing says what the type variable {variable.__name__} is, so anything would do. Write the "
+                "type; a class that inherits such a method overrides it."
+            )
 
 
 def _refuse_blocking_session(where: str, hint: Hint) -> None:

@@ -210,6 +210,8 @@ def retained_of(options: Mapping[str, Any]) -> Retained:
 
 
 def _nearest(name: str) -> str:
+    if name in RouteOptions.__dataclass_fields__:
+        return f". Write options=RouteOptions({name}=...)"
     near = difflib.get_close_matches(name, _CHECKS, n=1)
     return f". Did you mean {near[0]!r}?" if near else f". Known are: {', '.join(sorted(_CHECKS))}."
 
@@ -312,7 +314,11 @@ def _dependencies(value: object) -> str | None:
     if not isinstance(value, list | tuple):
         return f"dependencies must be a list, such as [Depends(check)], got {value!r}"
     wrong = next((item for item in value if not isinstance(item, Depends)), None)
-    return None if wrong is None else f"dependencies takes Depends(...) only, got {wrong!r}"
+    return None if wrong is None else f"dependencies takes Depends(...) only, got {_named(wrong)}"
+
+
+def _named(value: object) -> str:
+    return f"{called(value)}: write Depends({called(value)[:-2]})" if callable(value) else repr(value)
 
 
 def _options(value: object) -> str | None:
