@@ -103,6 +103,8 @@ class App:
         check_arguments(
             label,
             given,
+            name=name,
+            broker=broker,
             dispatch=dispatch,
             placement=placement,
             overlap=overlap,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.config import Session
@@ -12,10 +13,16 @@ from mqttapi.routing.options import check, check_constraints
 from mqttapi.topics import validate_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "check_yielded"]
 
+_KINDS: Final[Mapping[str, tuple[type, str]]] = {
+    "name": (str, "a text"),
+    "broker": (str, "a URL, such as 'mqtt://localhost:1883',"),
+    "session": (Session, "a Session(...)"),
+    "discover": (str, "a package's name"),
+}
 _CHOICES: Final = {
     "dispatch": ("all", "first"),
     "placement": ("first", "spread"),
@@ -30,11 +37,9 @@ def check_arguments(
     options: Mapping[str, Any],
     *,
     former_filters: Sequence[str],
-    discover: object,
-    session: object,
     lifespan: Any,
     credentials: Any,
-    **choices: object,
+    **others: Any,
 ) -> None:
     """Refuse what is wrong.
 
@@ -42,25 +47,26 @@ def check_arguments(
         label: What error texts call the app.
         options: The defaults of all routes.
         former_filters: As `App` is given it, and so are those that follow.
-        discover: Likewise.
-        session: Likewise.
         lifespan: Likewise.
         credentials: Likewise.
-        choices: Those of `_CHOICES`.
+        others: Those of `_KINDS` and `_CHOICES`, and `discover`.
 
     Raises:
         ConfigurationError: With the argument, its value and the rule.
     """
-    check(options, label)
+    check(options, label, beside=(*others, "former_filters", "lifespan", "credentials", "settings", "system_topics"))
     check_constraints(options.get("where", {}), label)
+    for name, (kind, rule) in _KINDS.items():
+        if not isinstance(others[name], kind | None):
+            raise ConfigurationError(f"{label}: {name} must be {rule} or None, got {others[name]!r}")
     for name, (first, second) in _CHOICES.items():
-        if choices[name] not in (first, second):
-            raise ConfigurationError(f"{label}: {name} must be {first!r} or {second!r}, got {choices[name]!r}")
+        if others[name] not in (first, second):
+            raise ConfigurationError(f"{label}: {name} must be {first!r} or {second!r}, got {others[name]!r}")
+    if isinstance(former_filters, str):
+        raise ConfigurationError(f"{label}: former_filters must be a list, such as [{former_filters!r}]")
     for text in former_filters:
         validate_filter(text)
-    _check_discover(label, discover)
-    if session is not None and not isinstance(session, Session):
-        raise ConfigurationError(f"{label}: session must be a Session(...) or None, got {session!r}")
+    _check_discover(label, others["discover"])
     _check_lifespan(label, lifespan)
     if credentials is not None and not (callable(credentials) and kind_of(credentials).is_async):
         raise ConfigurationError(
@@ -69,12 +75,8 @@ def check_arguments(
         )
 
 
-def _check_discover(label: str, discover: object) -> None:
-    if discover is None:
-        return
-    if not isinstance(discover, str):
-        raise ConfigurationError(f"{label}: discover must be a package's name or None, got {discover!r}")
-    if not all(part.isidentifier() for part in discover.split(".")):
+def _check_discover(label: str, discover: str | None) -> None:
+    if discover is not None and not all(part.isidentifier() for part in discover.split(".")):
         raise ConfigurationError(f"{label}: discover must be a package's name, such as 'app.routers', got {discover!r}")
 
 
@@ -89,3 +91,16 @@ def _check_lifespan(label: str, lifespan: Any) -> None:
         )
     if not takes(lifespan, 1):
         raise ConfigurationError(f"{label}: lifespan: {called(lifespan)} must take one argument, the app")
+
+
+def check_yielded(name: str, given: object) -> None:
+    """Refuse what a lifespan yields where it is meant for somebody, as Starlette's state is.
+
+    Raises:
+        ConfigurationError: With the way that there is.
+    """
+    if isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"App({name!r}): lifespan yields {', '.join(map(repr, given)) or 'a dict'}, and nobody gets that: write "
+            "'app.state.name = value' before the 'yield', or make it a resource"
+        )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter
 
+from mqttapi.arguments import check_yielded
 from mqttapi.config import (
     ClientLock,
     Session,
@@ -169,7 +170,7 @@ class Service:
                 opening = Opening(app, self.backends, signatures)
                 self.opened = opened = await opening.backends()
                 if app.lifespan is not None:
-                    await stack.enter_async_context(app.lifespan(app))
+                    check_yielded(app.name, await stack.enter_async_context(app.lifespan(app)))
                 await opening.resources(stack, opened)
                 if self._phase == _IDLE:
                     yield

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mqttapi.config import ClientIdInUse
-from mqttapi.errors import ConnectionRefused, HandlerStuck, MQTTAPIError
+from mqttapi.errors import ConfigurationError, ConnectionRefused, HandlerStuck, MQTTAPIError
 from mqttapi.service import Service, Stopped
 
 if TYPE_CHECKING:
@@ -135,6 +135,9 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def run(app: App, broker: str | None, *, source: str = "run(broker=)") -> None:
     """See `App.run`; `source` is what error texts call `broker`."""
+    with contextlib.suppress(RuntimeError):  # it says that there is none
+        asyncio.get_running_loop()
+        raise ConfigurationError("app.run() is the whole program: where an event loop runs, write 'await app.serve()'")
     leave(run_to_its_end(serve(app, broker, source=source, whole_program=True)))
 
 
