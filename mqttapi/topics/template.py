@@ -223,7 +223,12 @@ def _parameter(
     if converter is None:
         at = slot.position + len(slot.name) + 2
         near = get_close_matches(slot.converter, available, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"A pattern goes into where={{{slot.name!r}: ...}}."
+        if slot.name in available and slot.converter.isidentifier():
+            hint = f"The name comes first: write '<{slot.converter}:{slot.name}>'."
+        elif near:
+            hint = f"Did you mean {near[0]!r}?"
+        else:
+            hint = f"A pattern goes into where={{{slot.name!r}: ...}}."
         refuse(text, at, f"there is no converter {slot.converter!r} ({', '.join(available)}). {hint}")
     accepts = converter.accepts
     if constraint is not None:
