@@ -12,6 +12,7 @@ The first rule that fits decides:
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
@@ -29,7 +30,7 @@ from mqttapi.injection.sources import Attribute, Call, Dependency, Read, Resourc
 from mqttapi.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from mqttapi.topics import TopicTemplate
 
@@ -37,6 +38,7 @@ __all__ = ["Analysis", "analyse", "check_payloads"]
 
 _INTERNAL: Final = "mqttapi.resources.relay.Relay"
 """What only `Outbox` asks for."""
+_LAZY: Final = (Iterable, Iterator, Generator)
 _BY_NAME: Final = {
     "client": "context.app.publisher",
     "context": "context",
@@ -157,8 +159,9 @@ class Analysis:
     def _source(self, owner: str, parameter: Parameter) -> Source:
         where, hint = f"{owner}: '{parameter}'", Hint.of(parameter.hint, without=MARKERS)
         _refuse_foreign(where, parameter, hint)
-        _refuse_open(where, hint)
         marker = _marker(where, parameter, hint)
+        if not (isinstance(marker, Depends) or self._given(hint)):
+            _refuse_unchecked(where, hint)
         if marker:
             default = MISSING if parameter.default is marker else parameter.default
             return self._marked(where, marker, replace(parameter, default=default), hint)
@@ -261,8 +264,8 @@ def _refuse_foreign(where: str, parameter: Parameter, hint: Hint) -> None:
         )
 
 
-def _refuse_open(where: str, hint: Hint) -> None:
-    """A hint of which pydantic would make Any."""
+def _refuse_unchecked(where: str, hint: Hint) -> None:
+    """A hint of which pydantic would make Any, or whose items it looks at only when the handler does."""
     inside = getattr(hint.whole, "__parameters__", ()) if get_origin(hint.whole) else (hint.whole,)
     for variable in inside:
         if isinstance(variable, TypeVar) and variable.__bound__ is None and not variable.__constraints__:
@@ -270,6 +273,15 @@ def _refuse_open(where: str, hint: Hint) -> None:
                 f"{where}: nothing says what the type variable {variable.__name__} is, so anything would do. Write the "
                 "type; a class that inherits such a method overrides it."
             )
+    if isinstance(hint.whole, list | dict):
+        raise ConfigurationError(
+            f"{where}: {hint.whole!r} is a value and no type. Write list[...], dict[...] or a model."
+        )
+    if any((get_origin(member) or member) in _LAZY for member in hint.members):
+        raise ConfigurationError(
+            f"{where}: the items would be validated when the handler reads them, too late to reject the message. Write "
+            "list[...] or Sequence[...]."
+        )
 
 
 def _refuse_blocking_session(where: str, hint: Hint) -> None:

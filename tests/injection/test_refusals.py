@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 import fastapi
@@ -13,9 +14,10 @@ import sqlmodel
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from mqttapi.injection import Depends, Payload, UserProperty
+from mqttapi.injection import Depends, Payload, UserProperty, analyse
 from mqttapi.resources.outbox import Outbox
 from mqttapi.resources.relay import Relay
+from mqttapi.topics import TopicTemplate
 from tests.injection.plans import refusal
 
 CHOICES = (
@@ -272,6 +274,32 @@ def test_fastapis_header_as_a_default() -> None:
         "ingest(): 'payload: str': fastapi.params.Header means nothing here. A part of the topic needs no marker, a user "
         "property is UserProperty('name'), the payload is Payload()."
     )
+
+
+@pytest.mark.parametrize("hint", [Iterable[int], Iterator[int], Iterable[int] | None])
+def test_items_that_nobody_validates_in_time(hint) -> None:
+    async def ingest(readings: hint): ...  # pyright: ignore[reportInvalidTypeForm]
+
+    assert text_of(ingest).endswith(
+        "the items would be validated when the handler reads them, too late to reject the message. Write list[...] or "
+        "Sequence[...]."
+    )
+
+
+@pytest.mark.parametrize("hint", [[5], {"temperature": 5}])
+def test_a_list_or_dict_in_place_of_a_type(hint) -> None:
+    async def ingest(payload: hint): ...  # pyright: ignore[reportInvalidTypeForm]
+
+    assert text_of(ingest).endswith(f"{hint!r} is a value and no type. Write list[...], dict[...] or a model.")
+
+
+def test_what_a_dependency_gives_is_not_validated_and_may_be_anything() -> None:
+    def numbers() -> Iterable[int]:
+        return iter((1, 2))
+
+    async def ingest(some: Annotated[Iterable[int], Depends(numbers)], other: Annotated[T, Depends(numbers)]): ...
+
+    analyse(ingest, template=TopicTemplate("a"))
 
 
 T = TypeVar("T")
