@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import logging
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from mqttapi.config import Session
+from mqttapi.arguments import check_arguments
 from mqttapi.errors import ConfigurationError
 from mqttapi.hooks import as_hook
-from mqttapi.injection.functions import called, kind_of, takes
 from mqttapi.publisher import Publisher
 from mqttapi.reporting import readiness, stats
 from mqttapi.resources import Resource
 from mqttapi.routing import Router, RouterRegistry
-from mqttapi.routing.options import check, check_constraints
-from mqttapi.routing.route import source_of
 from mqttapi.routing.table import RouteTable
-from mqttapi.runtime.exception_handlers import check_exception_handler
+from mqttapi.runtime.exception_handlers import add_exception_handler
 from mqttapi.runtime.stats import Stats
-from mqttapi.topics import validate_filter
+from mqttapi.state import State
 from mqttapi.workers.plan import Worker
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from typing import Unpack
 
-    from mqttapi.config import Settings
-    from mqttapi.context import Context
+    from mqttapi.config import Session, Settings
     from mqttapi.hooks import Hook
     from mqttapi.middleware import MiddlewareLike
     from mqttapi.publisher import PublishOptions, PublishResult
@@ -40,23 +33,10 @@ if TYPE_CHECKING:
     from mqttapi.topics import Constraint
     from mqttapi.workers.plan import Placement
 
-__all__ = ["App", "State"]
-
-log = logging.getLogger("mqttapi")
+__all__ = ["App"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
-
-
-class State:
-    """A place for the app's own things, as attributes: `app.state.model = load_model()`."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"app.state has no {name!r}: set it in the lifespan")
-
-    if TYPE_CHECKING:
-
-        def __setattr__(self, name: str, value: Any) -> None: ...
 
 
 class App:
@@ -120,31 +100,23 @@ class App:
         **options: Unpack[SharedOptions],
     ) -> None:
         given: dict[str, Any] = dict(options)
-        check(given, f"App({name!r})")
-        check_constraints(given.get("where", {}), f"App({name!r})")
-        _one_of(name, "dispatch", dispatch, ("all", "first"))
-        _one_of(name, "placement", placement, ("first", "spread"))
-        _one_of(name, "overlap", overlap, ("ids", "links"))
-        _one_of(name, "ack_order", ack_order, ("arrival", "completed"))
-        for text in former_filters:
-            validate_filter(text)
-        if discover is not None and not isinstance(discover, str):
-            raise ConfigurationError(f"App({name!r}): discover must be a package's name or None, got {discover!r}")
-        if discover is not None and not all(part.isidentifier() for part in discover.split(".")):
-            raise ConfigurationError(
-                f"App({name!r}): discover must be a package's name, such as 'app.routers', got {discover!r}"
-            )
-        if redis not in {"required", "optional"}:
-            raise ConfigurationError(f"App({name!r}): redis must be 'required' or 'optional', got {redis!r}")
-        if session is not None and not isinstance(session, Session):
-            raise ConfigurationError(f"App({name!r}): session must be a Session(...) or None, got {session!r}")
-        _check_lifespan(f"App({name!r})", lifespan)
-        asked: Any = credentials
-        if asked is not None and not (callable(asked) and kind_of(asked).is_async):
-            raise ConfigurationError(
-                f"App({name!r}): credentials must be an 'async def' that returns (username, password), "
-                f"not a {type(credentials).__name__}"
-            )
+        label = f"App({name!r})"
+        check_arguments(
+            label,
+            given,
+            name=name,
+            broker=broker,
+            dispatch=dispatch,
+            placement=placement,
+            overlap=overlap,
+            ack_order=ack_order,
+            former_filters=former_filters,
+            discover=discover,
+            redis=redis,
+            session=session,
+            lifespan=lifespan,
+            credentials=credentials,
+        )
         self.name = name or "mqttapi"
         self.broker = broker
         self.settings = settings
@@ -163,12 +135,11 @@ class App:
         types of resources; an overridden resource is never opened."""
         self.publisher = Publisher(system_topics=system_topics)
         self.router = Router()
-        self.router._called(f"App({name!r})", given.pop("middleware", ()))
+        self.router._called(label, given.pop("middleware", ()))
         self.resources: dict[type, Resource] = {}
         self.exception_handlers: dict[type[Exception], ExceptionHandler] = {}
         self.table = RouteTable(given)
-        self._discover = discover
-        self._wrong_router: str | None = None
+        self._registry = None if discover is None else RouterRegistry(discover)
         self._on_connect: list[Hook] = []
         self._on_disconnect: list[Hook] = []
         self._service: Service | None = None
@@ -188,16 +159,8 @@ class App:
         Raises:
             ConfigurationError: When one of its modules cannot be imported, or has no `router`.
         """
-        if self._wrong_router is not None:  # those before it are included already
-            raise ConfigurationError(self._wrong_router)
-        if self._discover is not None:
-            for module, router in RouterRegistry(self._discover).discover().items():
-                try:
-                    self.include_router(router)
-                except ConfigurationError as error:
-                    self._wrong_router = f"the router of {module!r}: {error}"
-                    raise ConfigurationError(self._wrong_router) from None
-            self._discover = None
+        if self._registry is not None:
+            self._registry.include(self.include_router)
 
     def topic(self, template: str, /, **options: Unpack[TopicOptions]) -> Callable[[F], F]:
         """Let the decorated function handle every message of a topic. It stays the function that it was.
@@ -276,6 +239,11 @@ class App:
 
     def middleware(self, function: F) -> F:
         """Add the decorated `async def mw(context, call_next)` to the middleware of the app, inside of what is there."""
+        if isinstance(function, str):
+            raise ConfigurationError(
+                f"@app.middleware takes no text, got {function!r}: write @app.middleware above 'async def mw(context, "
+                f"call_next)'. An alias is added by app.add_middleware({function!r})"
+            )
         self.add_middleware(function)
         return function
 
@@ -325,13 +293,7 @@ class App:
         self._refuse_when_started("exception handlers")
 
         def decorate(function: F) -> F:
-            check_exception_handler(error, function)
-            if error in self.exception_handlers:
-                other = self.exception_handlers[error]
-                raise ConfigurationError(
-                    f"exception_handler({error.__name__}): there is one already: {called(other)} ({source_of(other)})"
-                )
-            self.exception_handlers[error] = function
+            add_exception_handler(self.exception_handlers, error, function)
             return function
 
         return decorate
@@ -351,13 +313,7 @@ class App:
             ConfigurationError: When the function does not say what it yields, or there is already one of that type.
         """
         self._refuse_when_started("resources")
-        resource = Resource.of(function)
-        if resource.kind in self.resources:
-            raise ConfigurationError(
-                f"{resource.label}: there is already a resource of the type {resource.kind.__name__}: "
-                f"{self.resources[resource.kind].label}"
-            )
-        self.resources[resource.kind] = resource
+        Resource.of(function).add_to(self.resources)
         return function
 
     def opened(self, kind: type[T]) -> T:
@@ -372,11 +328,7 @@ class App:
         """
         if self._service is None:
             raise ConfigurationError(f"opened({kind.__name__}): the app is not running")
-        opened = self._service.opened
-        found: T | None = opened[kind] if kind in opened else self._service.backends.make(kind)
-        if found is None:
-            raise ConfigurationError(f"opened({kind.__name__}): the app has opened no {kind.__name__}")
-        return found
+        return self._service.opened_as(kind)
 
     def on_connect(self, function: F) -> F:
         """Call the decorated `async def f()` or `async def f(app)` each time the app is connected and subscribed.
@@ -422,14 +374,6 @@ class App:
         """Publish a message without waiting for the broker; see `Publisher.publish_nowait`."""
         return self.publisher.publish_nowait(topic, payload, **options)
 
-    async def reply(self, context: Context, payload: Any = None) -> None:
-        """Answer the Response Topic of a message; see `Context.reply`."""
-        message = context.message
-        if message.response_topic is not None:
-            await self.publish(
-                message.response_topic, payload, qos=message.qos, correlation_data=message.correlation_data
-            )
-
     # -- what it does -------------------------------------------------------------------------------------------
 
     @property
@@ -449,8 +393,7 @@ class App:
 
     # -- running ------------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def running(self, *, broker: str | None = None) -> AsyncIterator[App]:
+    def running(self, *, broker: str | None = None) -> AbstractAsyncContextManager[App]:
         """Run the app inside another program, such as the lifespan of a FastAPI app.
 
         The body begins when the app is connected and subscribed; while the broker cannot be reached it waits, with a
@@ -464,12 +407,9 @@ class App:
             ConnectionRefused: When the broker refuses the app for good.
             ClientIdInUse: When another app on this machine has the client id.
         """
-        from mqttapi.service import Service
+        from mqttapi.serving import running
 
-        service = Service(self)
-        async with service.connected(broker, "running(broker=)"):
-            service.failure.add_done_callback(_log_failure)
-            yield self
+        return running(self, broker)
 
     async def serve(self, *, broker: str | None = None) -> None:
         """Run the app until it is told to stop: by SIGTERM or SIGINT in the main thread, or by being cancelled.
@@ -493,26 +433,3 @@ class App:
         from mqttapi.serving import run
 
         run(self, broker)
-
-
-def _check_lifespan(label: str, lifespan: Any) -> None:
-    if lifespan is None:
-        return
-    if not callable(lifespan):
-        raise ConfigurationError(f"{label}: lifespan must be a function with @asynccontextmanager, got {lifespan!r}")
-    if inspect.isasyncgenfunction(lifespan):
-        raise ConfigurationError(
-            f"{label}: lifespan: {called(lifespan)} lacks @contextlib.asynccontextmanager above it"
-        )
-    if not takes(lifespan, 1):
-        raise ConfigurationError(f"{label}: lifespan: {called(lifespan)} must take one argument, the app")
-
-
-def _one_of(app: str | None, option: str, value: object, choices: tuple[str, str]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"App({app!r}): {option} must be {choices[0]!r} or {choices[1]!r}, got {value!r}")
-
-
-def _log_failure(failure: asyncio.Future[BaseException]) -> None:
-    """Where the app is inside another program, that goes on: `readiness` and the log have to tell."""
-    log.error("the app has stopped: %s", failure.result())

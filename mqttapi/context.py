@@ -73,7 +73,11 @@ class Context(MutableMapping[str, Any]):
 
     async def reply(self, payload: Any = None) -> None:
         """Answer the message's Response Topic with its correlation data; nothing happens where it has none."""
-        await self.app.reply(self, payload)
+        message = self.message
+        if message.response_topic is not None:
+            await self.app.publish(
+                message.response_topic, payload, qos=message.qos, correlation_data=message.correlation_data
+            )
 
     def __getitem__(self, key: str) -> Any:
         if self._data is not None and key in self._data:

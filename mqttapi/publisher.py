@@ -73,7 +73,7 @@ class PublishOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A message to send. A handler may return one, or a list of them.
+    """A message to send. A handler may return one, or several in a list or tuple.
 
     Raises:
         InvalidTopic: `topic` is no topic name [MQTT-3.3.2-2, MQTT-4.7.3]; with `params` that shows when it is rendered.

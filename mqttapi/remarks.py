@@ -12,13 +12,17 @@ from mqttapi.config import (
     instance_warnings,
     unknown_variables,
 )
+from mqttapi.routing.table import DEFAULT_TIMEOUT
 from mqttapi.workers.plan import Plan, wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mqttapi.routing import Route
     from mqttapi.service import Service
     from mqttapi.transport.connection import ConnectionOptions
 
-__all__ = ["remark"]
+__all__ = ["never_reached", "remark"]
 
 log = logging.getLogger("mqttapi")
 
@@ -48,9 +52,23 @@ def _warnings(service: Service, options: ConnectionOptions) -> list[str]:
     if service.echo is not None and options.protocol == "3.1.1":
         texts.append("no_local means nothing on MQTT 3.1.1: its routes receive what the app publishes itself")
     texts += service.app.table.unused_constraints()
+    if cut := never_reached(service.app.routes, settings.max_hold):
+        texts.append(
+            f"timeout= of {', '.join(repr(route.name) for route in cut)} is never reached: a message is held for "
+            f"{settings.max_hold:g} s at most. Raise MQTTAPI_MAX_HOLD, or make it {settings.max_hold:g} or less"
+        )
     if settings.instance is None and settings.client_id is None and options.session_expiry and not service.rescues:
         texts += instance_warnings(default_instance())
     return texts
+
+
+def never_reached(routes: Iterable[Route], max_hold: float) -> list[Route]:
+    """The routes whose `timeout` is above `max_hold`; the default one is no wish of anybody's."""
+    return [
+        route
+        for route in routes
+        if route.timeout is not None and route.timeout > max_hold and route.timeout != DEFAULT_TIMEOUT
+    ]
 
 
 def _tell_of_order(service: Service, plan: Plan) -> None:

@@ -7,8 +7,9 @@ import contextlib
 import contextvars
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mqttapi.arguments import check_yielded
 from mqttapi.config import (
     ClientLock,
     Session,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 __all__ = ["Service", "Stopped", "session_of"]
 
 log = logging.getLogger("mqttapi")
+
+_T = TypeVar("_T")
 
 
 def session_of(app: App, settings: Settings) -> Session:
@@ -144,7 +147,7 @@ class Service:
                 opening = Opening(app, self.backends, signatures)
                 self.opened = opened = await opening.backends()
                 if app.lifespan is not None:
-                    await stack.enter_async_context(app.lifespan(app))
+                    check_yielded(app.name, await stack.enter_async_context(app.lifespan(app)))
                 await opening.resources(stack, opened)
                 if self.phase == IDLE:
                     yield
@@ -186,6 +189,13 @@ class Service:
         """Lifespan and resources alone, for a prompt: the outbox is left to those that handle messages, too."""
         self.phase = IDLE
         return self.started(outgoing)
+
+    def opened_as(self, kind: type[_T]) -> _T:
+        """See `App.opened`."""
+        found: _T | None = self.opened[kind] if kind in self.opened else self.backends.make(kind)
+        if found is None:
+            raise ConfigurationError(f"opened({kind.__name__}): the app has opened no {kind.__name__}")
+        return found
 
     def _signature(self, route: Route) -> Signature:
         if route.inbox is None:

@@ -14,11 +14,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mqttapi.config import ClientIdInUse
-from mqttapi.errors import ConnectionRefused, HandlerStuck, MQTTAPIError
+from mqttapi.errors import ConfigurationError, ConnectionRefused, HandlerStuck, MQTTAPIError
 from mqttapi.service import Service, Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from mqttapi.app import App
 
@@ -28,6 +28,7 @@ __all__ = [
     "loop_factory",
     "run",
     "run_to_its_end",
+    "running",
     "serve",
     "stopped_by_signals",
     "tune_garbage_collector",
@@ -41,6 +42,20 @@ _TAKEN_OVER: Final = 0x8E
 _HANG_UP: Final = getattr(signal, "SIGHUP", None)  # not on Windows
 _HANDLER_THREAD: Final = "AnyIO worker thread"  # in which plain functions run
 _PATIENCE: Final = 0.2  # seconds for threads that have nothing to do any more
+
+
+@contextlib.asynccontextmanager
+async def running(app: App, broker: str | None) -> AsyncIterator[App]:
+    """See `App.running`."""
+    service = Service(app)
+    async with service.connected(broker, "running(broker=)"):
+        service.failure.add_done_callback(_log_failure)
+        yield app
+
+
+def _log_failure(failure: asyncio.Future[BaseException]) -> None:
+    """Where the app is inside another program, that goes on: `readiness` and the log have to tell."""
+    log.error("the app has stopped: %s", failure.result())
 
 
 async def serve(app: App, broker: str | None, *, source: str = "serve(broker=)", whole_program: bool = False) -> None:
@@ -120,6 +135,9 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def run(app: App, broker: str | None, *, source: str = "run(broker=)") -> None:
     """See `App.run`; `source` is what error texts call `broker`."""
+    with contextlib.suppress(RuntimeError):  # it says that there is none
+        asyncio.get_running_loop()
+        raise ConfigurationError("app.run() is the whole program: where an event loop runs, write 'await app.serve()'")
     leave(run_to_its_end(serve(app, broker, source=source, whole_program=True)))
 
 

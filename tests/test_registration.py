@@ -73,9 +73,10 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"name": ""}, "name must be a text, got ''"),
     ({"where": 3}, "where must map names of path parameters to a pattern or a set of values, got 3"),
     ({"middleware": passing}, f"middleware must be a list, such as [log_it], got {passing!r}"),
-    ({"dependencies": [handler]}, f"dependencies takes Depends(...) only, got {handler!r}"),
+    ({"dependencies": [handler]}, "dependencies takes Depends(...) only, got handler(): write Depends(handler)"),
     ({"options": {}}, "options must be a RouteOptions(...), got {}"),
     ({"worker": 3}, "unknown option 'worker'. Did you mean 'workers'?"),
+    ({"tags": ["a"]}, "unknown option 'tags'. Write options=RouteOptions(tags=...)"),
     (
         {"shared": True, "options": RouteOptions(no_local=True)},
         "no_local with shared is a protocol error [MQTT-3.8.3-4]. Leave one of the two out.",
@@ -157,6 +158,9 @@ def test_a_middleware_that_is_none_is_refused_where_it_is_added() -> None:
         ({"overlap": "link"}, "App('x'): overlap must be 'ids' or 'links', got 'link'"),
         ({"ack_order": "any"}, "App('x'): ack_order must be 'arrival' or 'completed', got 'any'"),
         ({"session": "long"}, "App('x'): session must be a Session(...) or None, got 'long'"),
+        ({"broker": 5}, "App('x'): broker must be a URL, such as 'mqtt://localhost:1883', or None, got 5"),
+        ({"brokr": "x"}, "App('x'): unknown option 'brokr'. Did you mean 'broker'?"),
+        ({"former_filters": "a/b"}, "App('x'): former_filters must be a list, such as ['a/b']"),
         ({"qos": 7}, "App('x'): qos must be 0, 1 or 2, got 7"),
     ],
 )
@@ -164,6 +168,11 @@ def test_wrong_arguments_of_the_app_are_named(arguments: dict[str, Any], text: s
     with pytest.raises(ConfigurationError) as caught:
         App("x", **arguments)
     assert str(caught.value) == text
+
+
+def test_the_name_of_an_app_is_a_text() -> None:
+    with pytest.raises(ConfigurationError, match=r"^App\(3\): name must be a text or None, got 3$"):
+        App(3)  # type: ignore[arg-type]
 
 
 # -- inheritance

@@ -295,3 +295,19 @@ async def test_the_lifespan_is_around_the_run(mosquitto: Mosquitto) -> None:
     async with app.running(broker=mosquitto.url):
         assert app.state.log == ["open"]
     assert app.state.log == ["open", "closed"]
+
+
+async def test_a_time_out_that_is_never_reached_is_told_at_the_start(
+    mosquitto: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("cut", settings=settings())
+
+    @app.topic("a", name="slow", timeout=300)
+    @app.topic("b", name="quick", timeout=30)
+    async def handler() -> None: ...
+
+    async with app.running(broker=mosquitto.url):
+        told = [text for text in caplog.messages if "timeout" in text]
+    assert told == [
+        "timeout= of 'slow' is never reached: a message is held for 60 s at most. Raise MQTTAPI_MAX_HOLD, or make it 60 or less"
+    ]

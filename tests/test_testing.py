@@ -328,6 +328,28 @@ def test_a_lifespan_that_could_not_begin_is_refused(lifespan: Any, text: str) ->
     assert str(caught.value) == f"App('x'): {text}"
 
 
+async def test_a_lifespan_that_yields_state_says_where_that_goes() -> None:
+    """FastAPI's users yield a dict, and find it in the request."""
+
+    @asynccontextmanager
+    async def lifespan(app: App) -> AsyncIterator[Any]:
+        yield {"db": 1}
+
+    with pytest.raises(ConfigurationError) as caught:
+        async with TestClient(App("x", lifespan=lifespan)):
+            pass
+    assert str(caught.value) == (
+        "App('x'): lifespan yields 'db', and nobody gets that: write 'app.state.name = value' before the 'yield', or make "
+        "it a resource"
+    )
+
+
+async def test_run_says_what_to_write_where_an_event_loop_runs() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        App("x").run()
+    assert str(caught.value) == ("app.run() is the whole program: where an event loop runs, write 'await app.serve()'")
+
+
 async def test_nothing_can_be_registered_while_the_app_runs() -> None:
     app = App()
 

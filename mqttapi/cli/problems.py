@@ -64,7 +64,7 @@ def report(error: Exception, verbosity: Verbosity) -> int:
     match error:
         case typer.TyperException():
             if said := error.format_message():  # nothing, where the help was the answer
-                tell(said)
+                tell(said.replace(": Value error, ", ": "))  # pydantic's, by which typer looks for a choice
             return error.exit_code
         case TargetError(__cause__=ConfigurationError() as cause):
             tell(user_traceback(cause))

@@ -124,9 +124,10 @@ def _resolve(function: Callable[..., Any], name: str, annotation: Any, owner: st
         hints = typing.get_type_hints(holder, dict(module), local_names(plain), include_extras=True)
     except Exception as error:  # noqa: BLE001  whatever evaluating a text raises
         text = annotation if isinstance(annotation, str) else show(annotation)
+        way_out = f"Import or define it in the module of {owner}, not under 'if TYPE_CHECKING'."
         raise ConfigurationError(
-            f"{owner}: the hint {text!r} of {name!r} cannot be resolved: {error}. "
-            f"Import or define it in the module of {owner}, not under 'if TYPE_CHECKING'."
+            f"{owner}: the hint {text!r} of {name!r} cannot be resolved: {error}."
+            f"{f' {way_out}' if isinstance(error, NameError) else ''}"
         ) from None
     return hints[name]
 

@@ -12,9 +12,12 @@ The first rule that fits decides:
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, get_origin
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
+
+from pydantic.fields import FieldInfo
 
 from mqttapi.context import Context
 from mqttapi.errors import ConfigurationError
@@ -27,7 +30,7 @@ from mqttapi.injection.sources import Attribute, Call, Dependency, Read, Resourc
 from mqttapi.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from mqttapi.topics import TopicTemplate
 
@@ -35,6 +38,7 @@ __all__ = ["Analysis", "analyse", "check_payloads"]
 
 _INTERNAL: Final = "mqttapi.resources.relay.Relay"
 """What only `Outbox` asks for."""
+_LAZY: Final = (Iterable, Iterator, Generator)
 _BY_NAME: Final = {
     "client": "context.app.publisher",
     "context": "context",
@@ -154,7 +158,10 @@ class Analysis:
 
     def _source(self, owner: str, parameter: Parameter) -> Source:
         where, hint = f"{owner}: '{parameter}'", Hint.of(parameter.hint, without=MARKERS)
+        _refuse_foreign(where, parameter, hint)
         marker = _marker(where, parameter, hint)
+        if not (isinstance(marker, Depends) or self._given(hint)):
+            _refuse_unchecked(where, hint)
         if marker:
             default = MISSING if parameter.default is marker else parameter.default
             return self._marked(where, marker, replace(parameter, default=default), hint)
@@ -235,6 +242,46 @@ def _marker(where: str, parameter: Parameter, hint: Hint) -> Marker | None:
     if isinstance(markers[0], Depends) and parameter.default is not MISSING and parameter.default is not markers[0]:
         raise ConfigurationError(f"{where} has a default besides Depends(...), which always gives a value. Drop it.")
     return markers[0]
+
+
+def _refuse_foreign(where: str, parameter: Parameter, hint: Hint) -> None:
+    """What pydantic's and FastAPI's users bring along: it would be taken for a default, or for nothing at all."""
+    default = parameter.default
+    for item in (*hint.metadata, default):
+        if type(item).__name__ in {"Depends", "Security"} and not isinstance(item, Depends):
+            raise ConfigurationError(
+                f"{where}: {_full_name(type(item))} means nothing here. Take that of MQTTAPI: 'from mqttapi import Depends'."
+            )
+    if type(default) is FieldInfo:
+        raise ConfigurationError(
+            f"{where}: as a default Field(...) would be the value itself. Write "
+            f"'{parameter.name}: Annotated[{show(hint.whole)}, Field(...)]', and a default behind the '='."
+        )
+    if isinstance(default, FieldInfo):
+        raise ConfigurationError(
+            f"{where}: {_full_name(type(default))} means nothing here. A part of the topic needs no marker, a user property "
+            "is UserProperty('name'), the payload is Payload()."
+        )
+
+
+def _refuse_unchecked(where: str, hint: Hint) -> None:
+    """A hint of which pydantic would make Any, or whose items it looks at only when the handler does."""
+    inside = getattr(hint.whole, "__parameters__", ()) if get_origin(hint.whole) else (hint.whole,)
+    for variable in inside:
+        if isinstance(variable, TypeVar) and variable.__bound__ is None and not variable.__constraints__:
+            raise ConfigurationError(
+                f"{where}: nothing says what the type variable {variable.__name__} is, so anything would do. Write the "
+                "type; a class that inherits such a method overrides it."
+            )
+    if isinstance(hint.whole, list | dict):
+        raise ConfigurationError(
+            f"{where}: {hint.whole!r} is a value and no type. Write list[...], dict[...] or a model."
+        )
+    if any((get_origin(member) or member) in _LAZY for member in hint.members):
+        raise ConfigurationError(
+            f"{where}: the items would be validated when the handler reads them, too late to reject the message. Write "
+            "list[...] or Sequence[...]."
+        )
 
 
 def _refuse_blocking_session(where: str, hint: Hint) -> None:

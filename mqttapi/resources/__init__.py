@@ -57,6 +57,19 @@ class Resource:
         """What error texts call it."""
         return f"resource {called(self.function)}"
 
+    def add_to(self, resources: dict[type, Resource]) -> None:
+        """Put it among the resources of an app.
+
+        Raises:
+            ConfigurationError: When one of them provides the same type.
+        """
+        if self.kind in resources:
+            raise ConfigurationError(
+                f"{self.label}: there is already a resource of the type {self.kind.__name__}: "
+                f"{resources[self.kind].label}"
+            )
+        resources[self.kind] = self
+
     async def open(self, stack: contextlib.AsyncExitStack, opened: Mapping[type, object]) -> object:
         """Open it, with what is open already; `stack` closes it."""
         missing = [name for name, hint in self.parameters.items() if hint not in opened]

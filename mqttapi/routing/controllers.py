@@ -60,7 +60,12 @@ def topic(template: str, /, **options: Unpack[TopicOptions]) -> Callable[[F], F]
     def mark(function: F) -> F:
         check(given, f"{called(function)} on {template!r}")
         # Decorators apply from the lowest up: the order in the text is the other way round.
-        setattr(function, _MARK, [(template, given), *getattr(function, _MARK, ())])
+        try:
+            setattr(function, _MARK, [(template, given), *getattr(function, _MARK, ())])
+        except AttributeError:
+            raise ConfigurationError(
+                f"@topic({template!r}) marks methods, and this is a {type(function).__name__}: put it above a 'def'"
+            ) from None
         return function
 
     return mark

@@ -17,7 +17,7 @@ from mqttapi.topics import share
 from mqttapi.topics.converters import pattern_or_choices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
     from mqttapi.message import Message
     from mqttapi.middleware import MiddlewareLike
@@ -145,12 +145,13 @@ def inherit(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def check(options: Mapping[str, Any], where: str) -> None:
+def check(options: Mapping[str, Any], where: str, beside: Collection[str] = ()) -> None:
     """Check each option that is given, whatever level it is given on.
 
     Args:
         options: By name, as in `TopicOptions`.
         where: What the error texts start with, such as "ingest() on 'sensors/<device_id>/data'".
+        beside: What else may be given there.
 
     Raises:
         ConfigurationError: With the option, its value, the rule and the way out.
@@ -158,7 +159,7 @@ def check(options: Mapping[str, Any], where: str) -> None:
     for name, value in options.items():
         checker = _CHECKS.get(name)
         if checker is None:
-            raise ConfigurationError(f"{where}: unknown option {name!r}{_nearest(name)}")
+            raise ConfigurationError(f"{where}: unknown option {name!r}{_nearest(name, beside)}")
         problem = checker(value)
         if problem:
             raise ConfigurationError(f"{where}: {problem}")
@@ -209,9 +210,12 @@ def retained_of(options: Mapping[str, Any]) -> Retained:
     return "all" if options.get("shared", False) is False or rare.retain_as_published else "skip"
 
 
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, _CHECKS, n=1)
-    return f". Did you mean {near[0]!r}?" if near else f". Known are: {', '.join(sorted(_CHECKS))}."
+def _nearest(name: str, beside: Collection[str]) -> str:
+    if name in RouteOptions.__dataclass_fields__:
+        return f". Write options=RouteOptions({name}=...)"
+    known = sorted({*_CHECKS, *beside})
+    near = difflib.get_close_matches(name, known, n=1)
+    return f". Did you mean {near[0]!r}?" if near else f". Known are: {', '.join(known)}."
 
 
 def _qos(value: object) -> str | None:
@@ -312,7 +316,11 @@ def _dependencies(value: object) -> str | None:
     if not isinstance(value, list | tuple):
         return f"dependencies must be a list, such as [Depends(check)], got {value!r}"
     wrong = next((item for item in value if not isinstance(item, Depends)), None)
-    return None if wrong is None else f"dependencies takes Depends(...) only, got {wrong!r}"
+    return None if wrong is None else f"dependencies takes Depends(...) only, got {_named(wrong)}"
+
+
+def _named(value: object) -> str:
+    return f"{called(value)}: write Depends({called(value)[:-2]})" if callable(value) else repr(value)
 
 
 def _options(value: object) -> str | None:

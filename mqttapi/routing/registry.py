@@ -10,7 +10,7 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.routing.router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
 __all__ = ["RouterRegistry", "missing"]
@@ -28,6 +28,26 @@ class RouterRegistry:
 
     def __init__(self, package: str) -> None:
         self.package = package
+        self._is_included = False
+        self._wrong_router: str | None = None
+
+    def include(self, include: Callable[[Router], None]) -> None:
+        """Give each router to `include`, unless that was done before.
+
+        Raises:
+            ConfigurationError: See `discover`; or what `include` raised, with the module's name, now and ever after.
+        """
+        if self._wrong_router is not None:  # those before it are included already
+            raise ConfigurationError(self._wrong_router)
+        if self._is_included:
+            return
+        for module, router in self.discover().items():
+            try:
+                include(router)
+            except ConfigurationError as error:
+                self._wrong_router = f"the router of {module!r}: {error}"
+                raise ConfigurationError(self._wrong_router) from None
+        self._is_included = True
 
     def discover(self) -> Mapping[str, Router]:
         """Import the modules, in the order of their names: the router of each, by the module's name.

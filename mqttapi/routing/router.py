@@ -371,5 +371,5 @@ def _check(label: str, prefix: object, name: object, options: Mapping[str, Any])
     for argument, value in (("prefix", prefix), ("name", name)):
         if not isinstance(value, str):
             raise ConfigurationError(f"{label}: {argument} must be a text, got {value!r}")
-    check(options, label)
+    check(options, label, beside=("prefix", "name"))
     check_constraints(options.get("where", {}), label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mqttapi.errors import ConfigurationError
 from mqttapi.injection import analyse
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from mqttapi.middleware import MiddlewareFunction
     from mqttapi.routing.route import Declaration
 
-__all__ = ["RouteTable"]
+__all__ = ["DEFAULT_TIMEOUT", "RouteTable"]
 
+DEFAULT_TIMEOUT: Final = 60.0
+"""Seconds."""
 _DEFAULTS: dict[str, Any] = {
     "qos": 1,
     "shared": False,
     "workers": None,
     "ordered_by": "topic",
     "concurrency": None,
-    "timeout": 60.0,
+    "timeout": DEFAULT_TIMEOUT,
     "overflow": "block",
     "isolate": False,
     "ack": "handled",

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mqttapi.errors import ConfigurationError, Drop, PoisonMessage, Reject, RetryLater
 from mqttapi.injection.functions import called, kind_of
+from mqttapi.routing.route import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from mqttapi.context import Context
 
-__all__ = ["ExceptionHandler", "check_exception_handler", "handler_for"]
+__all__ = ["ExceptionHandler", "add_exception_handler", "handler_for"]
 
 ExceptionHandler: TypeAlias = "Callable[[Context, Any], Awaitable[Any]]"
 """`async def handler(context, error)`."""
@@ -23,12 +24,24 @@ _UNSEEN = (*_STEERING, PoisonMessage)
 """What no exception handler gets."""
 
 
-def check_exception_handler(error: object, function: object) -> None:
-    """Whether `function` can handle `error`.
+def add_exception_handler(
+    handlers: dict[type[Exception], ExceptionHandler], error: type[Exception], function: ExceptionHandler
+) -> None:
+    """Let `function` handle `error`.
 
     Raises:
         ConfigurationError: With what is wrong and what it should be.
     """
+    _check(error, function)
+    if error in handlers:
+        other = handlers[error]
+        raise ConfigurationError(
+            f"exception_handler({error.__name__}): there is one already: {called(other)} ({source_of(other)})"
+        )
+    handlers[error] = function
+
+
+def _check(error: object, function: object) -> None:
     if not isinstance(error, type) or not issubclass(error, Exception):
         raise ConfigurationError(
             f"exception_handler({error!r}): give it a class of exceptions: "

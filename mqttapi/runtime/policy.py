@@ -197,9 +197,18 @@ class Policy:
 
 
 def _publishes(result: object) -> list[Publish]:
-    """The messages in a handler's result: one `Publish`, or a list of nothing else."""
+    """The messages in a handler's result: one `Publish`, or a list or tuple of nothing else.
+
+    Raises:
+        TypeError: There is something else among them: as a payload they would be sent nowhere they are meant for.
+    """
     if isinstance(result, Publish):
         return [result]
-    if isinstance(result, list) and result and all(isinstance(item, Publish) for item in result):
-        return list(result)
-    return []
+    if not isinstance(result, list | tuple) or not any(isinstance(item, Publish) for item in result):
+        return []
+    if others := [type(item).__name__ for item in result if not isinstance(item, Publish)]:
+        raise TypeError(
+            f"a {type(result).__name__} of Publish objects has a {others[0]} among them: return nothing but Publish "
+            "objects, or publish them by 'await context.publish(...)'"
+        )
+    return list(result)

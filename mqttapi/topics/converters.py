@@ -21,13 +21,23 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 from mqttapi.errors import InvalidTemplate
 from mqttapi.topics.grammar import quote
 
-__all__ = ["Constraint", "Converter", "known_converters", "pattern_or_choices", "register_converter"]
+__all__ = ["Constraint", "Converter", "excludes", "known_converters", "pattern_or_choices", "register_converter"]
 
 Accepts: TypeAlias = Callable[[str], bool]
 Constraint: TypeAlias = str | re.Pattern[str] | Collection[str] | builtins.type[Enum]
 """A pattern that the whole level must match, the texts it may be, or an Enum whose values it may be."""
 
 _FLAGS: Final = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s"}
+_DIGITLESS: Final = re.compile(
+    r"""(?:
+        [^\d.\\\[\]{}]              # a literal or an operator
+      | \\[^\w\s]                 # an escaped sign
+      | \{\d+(?:,\d*)?\}          # how often
+      | \[-?(?:[A-Za-z]-[A-Za-z] | [^\d\\\[\]^&~-] | \\[^\w\s])+-?\]
+    )*""",
+    re.VERBOSE,
+)
+"""Patterns of which it is certain that no text they match has a digit."""
 _NO_LOOK_AROUND: Final = "Patterns run in linear time, in Rust's regex syntax: no look-around, no back-references."
 
 
@@ -71,6 +81,19 @@ def pattern_or_choices(constraint: Constraint, label: str) -> Accepts | frozense
     if isinstance(constraint, str):
         return _pattern(constraint, label)
     return _choices(constraint, label)
+
+
+def excludes(converter: Converter, constraint: Constraint, allowed: Accepts) -> str | None:
+    """Why no text at all fits both a converter and a pattern; None: some do, or it takes more than a look to know.
+
+    `allowed` is the predicate of the constraint.
+    """
+    pattern = constraint.pattern if isinstance(constraint, re.Pattern) else constraint
+    if converter.name in {"int", "float"} and isinstance(pattern, str) and _DIGITLESS.fullmatch(pattern):
+        return f"{converter.name!r} takes numbers, and what this pattern matches has no digit"
+    if converter.name == "bool" and not any(map(allowed, _BOOLS)):
+        return f"{converter.name!r} takes {', '.join(_BOOLS)}, and this pattern matches none of them"
+    return None
 
 
 def _choices(constraint: object, label: str) -> frozenset[str]:
@@ -123,11 +146,12 @@ def _finite(text: str) -> float:
 
 
 _HEX = "[0-9a-fA-F]"
+_BOOLS: Final = ("true", "false", "1", "0")
 _BUILT_IN: Final = (
     Converter("str", None),
     Converter("int", "-?[0-9]+", int, int),
     Converter("float", r"-?[0-9]+(?:\.[0-9]+)?", float, _finite),
-    Converter("bool", "true|false|1|0", bool, lambda text: text in ("true", "1")),
+    Converter("bool", "|".join(_BOOLS), bool, lambda text: text in ("true", "1")),
     Converter("uuid", f"{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}", UUID, UUID),
     Converter("slug", "[-a-zA-Z0-9_]+"),
     Converter("path", None),

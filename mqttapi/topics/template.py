@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 from uuid import UUID
 
 from mqttapi.errors import InvalidTemplate, InvalidTopic
-from mqttapi.topics.converters import known_converters, pattern_or_choices
+from mqttapi.topics.converters import excludes, known_converters, pattern_or_choices
 from mqttapi.topics.grammar import covers, quote, unwanted, validate_topic
 from mqttapi.topics.syntax import parse, refuse
 
@@ -223,7 +223,12 @@ def _parameter(
     if converter is None:
         at = slot.position + len(slot.name) + 2
         near = get_close_matches(slot.converter, available, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"A pattern goes into where={{{slot.name!r}: ...}}."
+        if slot.name in available and slot.converter.isidentifier():
+            hint = f"The name comes first: write '<{slot.converter}:{slot.name}>'."
+        elif near:
+            hint = f"Did you mean {near[0]!r}?"
+        else:
+            hint = f"A pattern goes into where={{{slot.name!r}: ...}}."
         refuse(text, at, f"there is no converter {slot.converter!r} ({', '.join(available)}). {hint}")
     accepts = converter.accepts
     if constraint is not None:
@@ -233,6 +238,8 @@ def _parameter(
             _check_choices(allowed, converter, label)
             accepts = allowed.__contains__
         else:
+            if reason := excludes(converter, constraint, allowed):
+                raise InvalidTemplate(f"{label}: {constraint!r} never matches: {reason}. Take one of them out.")
             accepts = allowed if accepts is None else _both(accepts, allowed)
     return TemplateParameter(
         name=slot.name,

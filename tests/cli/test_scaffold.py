@@ -217,4 +217,4 @@ def test_a_place_where_no_directory_can_be_made_is_named(in_process: InProcess) 
 def test_make_knows_four_kinds(in_process: InProcess) -> None:
     code, _, errors = in_process("make", "view", "x")
     assert code == 2
-    assert "'view' is not one of" in errors[-1]
+    assert "model': 'view' is not one of" in errors[-1]

@@ -4,16 +4,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, TypeVar
 
+import fastapi
+import pydantic
 import pytest
 import sqlmodel
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from mqttapi.injection import Depends, Payload, UserProperty
+from mqttapi.injection import Depends, Payload, UserProperty, analyse
 from mqttapi.resources.outbox import Outbox
 from mqttapi.resources.relay import Relay
+from mqttapi.topics import TopicTemplate
 from tests.injection.plans import refusal
 
 CHOICES = (
@@ -215,6 +219,99 @@ def test_an_unresolved_hint() -> None:
     assert text_of(ingest) == (
         "ingest(): the hint 'Raeding' of 'reading' cannot be resolved: name 'Raeding' is not defined. "
         "Import or define it in the module of ingest(), not under 'if TYPE_CHECKING'."
+    )
+
+
+def test_a_hint_that_raises_something_else_says_only_that() -> None:
+    async def ingest(tenant: Annotated[str, UserProperty()]): ...  # pyright: ignore[reportCallIssue]
+
+    assert text_of(ingest) == (
+        "ingest(): the hint 'Annotated[str, UserProperty()]' of 'tenant' cannot be resolved: "
+        "UserProperty.__new__() missing 1 required positional argument: 'name'."
+    )
+
+
+# ------------------------------------------------------------------------------- what FastAPI's and pydantic's users know
+
+
+async def connect() -> dict[str, int]:
+    return {}
+
+
+FOREIGN = (
+    "ingest(): 'data: dict[str, int]': fastapi.params.Depends means nothing here. Take that of MQTTAPI: "
+    "'from mqttapi import Depends'."
+)
+
+
+def test_fastapis_depends_as_a_default() -> None:
+    theirs: Any = fastapi.Depends(connect)
+
+    async def ingest(data: dict[str, int] = theirs): ...
+
+    assert text_of(ingest) == FOREIGN
+
+
+def test_fastapis_depends_in_the_hint() -> None:
+    async def ingest(data: Annotated[dict[str, int], fastapi.Depends(connect)]): ...
+
+    assert text_of(ingest) == FOREIGN
+
+
+def test_pydantics_field_as_a_default() -> None:
+    async def ingest(payload: int = pydantic.Field(gt=3)): ...
+
+    assert text_of(ingest) == (
+        "ingest(): 'payload: int': as a default Field(...) would be the value itself. Write "
+        "'payload: Annotated[int, Field(...)]', and a default behind the '='."
+    )
+
+
+def test_fastapis_header_as_a_default() -> None:
+    async def ingest(payload: str = fastapi.Header()): ...
+
+    assert text_of(ingest) == (
+        "ingest(): 'payload: str': fastapi.params.Header means nothing here. A part of the topic needs no marker, a user "
+        "property is UserProperty('name'), the payload is Payload()."
+    )
+
+
+@pytest.mark.parametrize("hint", [Iterable[int], Iterator[int], Iterable[int] | None])
+def test_items_that_nobody_validates_in_time(hint) -> None:
+    async def ingest(readings: hint): ...  # pyright: ignore[reportInvalidTypeForm]
+
+    assert text_of(ingest).endswith(
+        "the items would be validated when the handler reads them, too late to reject the message. Write list[...] or "
+        "Sequence[...]."
+    )
+
+
+@pytest.mark.parametrize("hint", [[5], {"temperature": 5}])
+def test_a_list_or_dict_in_place_of_a_type(hint) -> None:
+    async def ingest(payload: hint): ...  # pyright: ignore[reportInvalidTypeForm]
+
+    assert text_of(ingest).endswith(f"{hint!r} is a value and no type. Write list[...], dict[...] or a model.")
+
+
+def test_what_a_dependency_gives_is_not_validated_and_may_be_anything() -> None:
+    def numbers() -> Iterable[int]:
+        return iter((1, 2))
+
+    async def ingest(some: Annotated[Iterable[int], Depends(numbers)], other: Annotated[T, Depends(numbers)]): ...
+
+    analyse(ingest, template=TopicTemplate("a"))
+
+
+T = TypeVar("T")
+
+
+@pytest.mark.parametrize("hint", [T, list[T], T | None])  # type: ignore[valid-type]
+def test_a_type_variable_of_which_pydantic_would_make_anything(hint) -> None:
+    async def ingest(payload: hint): ...  # pyright: ignore[reportInvalidTypeForm]
+
+    assert text_of(ingest).endswith(
+        "nothing says what the type variable T is, so anything would do. Write the type; a class that inherits such a "
+        "method overrides it."
     )
 
 

@@ -339,3 +339,11 @@ async def test_middleware_reaches_the_resources_of_the_app() -> None:
     async with TestClient(app) as client:
         await client.publish("x")
     assert [(sent.topic, sent.payload) for sent in client.published] == [("seen", b"x")]
+
+
+def test_the_decorator_takes_no_text() -> None:
+    """FastAPI's users write `@app.middleware("http")`."""
+    assert refusal(lambda: App("plant").middleware("http")) == (  # type: ignore[type-var]
+        "@app.middleware takes no text, got 'http': write @app.middleware above 'async def mw(context, call_next)'. An alias "
+        "is added by app.add_middleware('http')"
+    )

@@ -397,6 +397,12 @@ def test_a_mark_needs_a_template() -> None:
     assert refusal(lambda: topic(method)) == "@topic needs a topic template: write @topic('data') above method"  # type: ignore[arg-type]
 
 
+def test_a_mark_is_for_methods() -> None:
+    assert refusal(lambda: topic("a")(property(str))) == (  # type: ignore[type-var]
+        "@topic('a') marks methods, and this is a property: put it above a 'def'"
+    )
+
+
 # -- the base
 
 

@@ -192,6 +192,7 @@ def test_a_wrong_option_names_the_group() -> None:
     assert refusal(lambda: App().group(worker=7).__enter__()) == (  # type: ignore[call-arg]
         "group(prefix=''): unknown option 'worker'. Did you mean 'workers'?"
     )
+    assert refusal(lambda: Router(prefx="a")) == "Router(prefix=''): unknown option 'prefx'. Did you mean 'prefix'?"  # type: ignore[call-arg]
 
 
 # -- circles

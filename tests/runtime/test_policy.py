@@ -465,13 +465,32 @@ async def test_publish_objects_and_lists_of_them_are_sent_as_they_are() -> None:
     @app.topic("in/<id>", publish_to="out/<id>")
     async def handler(payload: str) -> Any:
         messages = [Publish("a/<x>", "1", params={"x": 7}), Publish("b", "2", qos=0)]
-        return messages[0] if payload == "one" else [*messages, 3] if payload == "mixed" else messages
+        return messages[0] if payload == "one" else messages if payload == "list" else tuple(messages)
 
     async with TestClient(app) as client:
         await client.publish("in/1", "one", response_topic="answers")
         assert [publish.topic for publish in client.published] == ["a/7"]
-        await client.publish("in/1", "two")
-        assert [publish.topic for publish in client.published[1:]] == ["a/7", "b"]
+        await client.publish("in/1", "list")
+        await client.publish("in/1", "tuple")
+        assert [publish.topic for publish in client.published[1:]] == ["a/7", "b"] * 2
+
+
+@pytest.mark.parametrize(("other", "name"), [(None, "NoneType"), (3, "int")])
+async def test_what_is_returned_among_publish_objects_and_is_none_is_a_failure(other: Any, name: str) -> None:
+    """It was published as JSON, all of it, or not at all where nobody wanted an answer."""
+    app = App("t")
+
+    @app.topic("in", publish_to="out", name="r")
+    async def handler() -> Any:
+        return other, Publish("a", "1")
+
+    async with TestClient(app, raise_exceptions=False) as client:
+        delivery = await client.publish("in", response_topic="answers")
+    assert client.published == []
+    assert str(delivery.outcomes["r"].error) == (
+        f"a tuple of Publish objects has a {name} among them: return nothing but Publish objects, or publish them by "
+        "'await context.publish(...)'"
+    )
 
 
 async def test_a_middleware_that_stops_early_may_answer_but_is_not_published() -> None:

@@ -134,6 +134,7 @@ def test_a_group_given_twice() -> None:
         ("dev-<x?>", 5, "only a whole level can be optional. Write 'x' without '?'."),
         ("dev-<p:path>", 5, "a path takes whole levels. Put it in a level of its own, at the end."),
         ("<u:uuid>-<x>", 1, "'-' may be part of a UUID, so it cannot end one. Put '.' or '_' there."),
+        ("<int:n>", 6, f"there is no converter 'n' {BUILT_IN}. The name comes first: write '<n:int>'."),
         ("<n:itn>", 4, f"there is no converter 'itn' {BUILT_IN}. Did you mean 'int'?"),
         ("<n:[0-9]+>", 4, f"there is no converter '[0-9]+' {BUILT_IN}. A pattern goes into where={{'n': ...}}."),
         ("<n:>", 4, "no converter follows the ':'. Write '<name>' or '<name:int>'."),
@@ -187,6 +188,13 @@ WHERE = "where={'id': ...} of 's/<id>/<n:int>'"
         (
             {"n": ["x"]},
             "where={'n': ...} of 's/<id>/<n:int>': 'x' never matches: it does not fit the converter 'int'. Remove it.",
+        ),
+        (
+            {"n": "[a-z]+"},
+            (
+                "where={'n': ...} of 's/<id>/<n:int>': '[a-z]+' never matches: 'int' takes numbers, and what this pattern "
+                "matches has no digit. Take one of them out."
+            ),
         ),
     ],
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mqttapi.cli.checks.finding import Finding
+from mqttapi.remarks import never_reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from mqttapi.routing import Retry
 
 __all__ = ["no_dead_letter", "qos_0_kept", "retry_above_hold", "timeout_above_hold"]
-
-_DEFAULT_TIMEOUT: Final = 60.0
 
 
 def no_dead_letter(subject: Subject) -> Iterator[Finding]:
@@ -48,16 +47,14 @@ def qos_0_kept(subject: Subject) -> Iterator[Finding]:
 def timeout_above_hold(subject: Subject) -> Iterator[Finding]:
     """A time-out that is never reached."""
     hold = subject.settings.max_hold
-    for route in subject.routes:
-        # That of a route that says nothing is no wish of anybody's.
-        if route.timeout is not None and route.timeout > hold and route.timeout != _DEFAULT_TIMEOUT:
-            yield Finding(
-                "warning",
-                (route,),
-                f"timeout={route.timeout:g} is never reached: a message is held for {hold:g} s at most",
-                "MQTTAPI_MAX_HOLD bounds attempts, pauses and waits together.",
-                f"Raise MQTTAPI_MAX_HOLD, or make timeout {hold:g} or less.",
-            )
+    for route in never_reached(subject.routes, hold):
+        yield Finding(
+            "warning",
+            (route,),
+            f"timeout={route.timeout:g} is never reached: a message is held for {hold:g} s at most",
+            "MQTTAPI_MAX_HOLD bounds attempts, pauses and waits together.",
+            f"Raise MQTTAPI_MAX_HOLD, or make timeout {hold:g} or less.",
+        )
 
 
 def retry_above_hold(subject: Subject) -> Iterator[Finding]:

@@ -23,11 +23,21 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mqttapi.errors import ConfigurationError, Drop
+from mqttapi.injection.functions import called
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
 from mqttapi.middleware.builtin.rules import is_number, require, require_clock
 from mqttapi.middleware.builtin.standstill import standstill
-from mqttapi.middleware.builtin.store import PerRun, Store, check_store, needs_of, patient, redis_of, scope
+from mqttapi.middleware.builtin.store import (
+    PerRun,
+    Store,
+    check_store,
+    layers_around,
+    needs_of,
+    patient,
+    redis_of,
+    scope,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -58,7 +68,7 @@ _RELEASE: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.ca
 
 
 class Deduplicate(Middleware):
-    """Drops a message whose key was handled before, on the same route.
+    """Drops a message whose key was handled before, on the same route. Each of several on one route has its own key.
 
         @app.topic("orders/<shop>", middleware=[Deduplicate("property.message-id")])
 
@@ -104,17 +114,37 @@ class Deduplicate(Middleware):
             )
         self._find = finder(key, "Deduplicate")
         self._key = key
+        self._called = key if isinstance(key, str) else called(key)
         self._lease = lease
         self._sleep = sleep
         self.ttl = ttl
         self._store: Store = store
         self._clock = clock
         self._claims = PerRun(self._claims_of)
+        self._scopes: PerRun[dict[tuple[str, str], str]] = PerRun(lambda _: {})
         self.needs = needs_of(store)
 
     def _claims_of(self, context: Context) -> _Claims:
         redis = redis_of(self, self._store, context)
         return _InMemory(self.ttl, self._clock) if redis is None else _InRedis(redis, self.ttl, self._lease)
+
+    def _scope(self, context: Context) -> str:
+        """What its keys begin with: the same in each process, and that of no other key of the route."""
+        scopes, app, route = self._scopes.of(context), context.app.name, context.route.name
+        try:
+            return scopes[app, route]
+        except KeyError:
+            return scopes.setdefault((app, route), scope("once", app, route, self._called, str(self._place(context))))
+
+    def _place(self, context: Context) -> int:
+        """How many other keys of that name are further out: functions of two modules may have the same, as lambdas do."""
+        keys: list[Find] = []
+        for layer in layers_around(context, Deduplicate):
+            if layer._key == self._key:
+                break
+            if layer._called == self._called and layer._key not in keys:
+                keys.append(layer._key)
+        return len(keys)
 
     async def handle(self, context: Context, next_handler: Endpoint, /) -> Any:
         """Run what is inside, once."""
@@ -122,10 +152,8 @@ class Deduplicate(Middleware):
         if found is None or found == "":
             return await next_handler(context)
         claims = self._claims.of(context)
-        key, token = (
-            scope("once", context.app.name, context.route.name) + fingerprint(found),
-            f"{_process(os.getpid())}:{id(context):x}",
-        )
+        key = self._scope(context) + fingerprint(found)
+        token = f"{_process(os.getpid())}:{id(context):x}"
         await self._claim(claims, key, token, context)
         try:
             async with self._renewed(claims, key, token):

@@ -27,6 +27,7 @@ from mqttapi.middleware.builtin.store import (
     Store,
     check_store,
     is_in_run,
+    layers_around,
     needs_of,
     patient,
     redis_of,
@@ -211,12 +212,7 @@ class RateLimit(Middleware):
 
     def _place(self, context: Context) -> int:
         """How many limiters that are the same by their arguments are around the route, further out."""
-        table = getattr(context.app, "table", None)  # a test of the middleware alone may have none
-        if table is None:
-            return 0
-        around, inner = table.middleware_of(context.route)
-        layers = (getattr(function, "__self__", None) for function in (*around, *inner))
-        same = [layer for layer in layers if isinstance(layer, RateLimit) and layer._is_like(self)]
+        same = [layer for layer in layers_around(context, RateLimit) if layer._is_like(self)]
         return next((place for place, layer in enumerate(same) if layer is self), 0)
 
     def _is_like(self, other: RateLimit) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mqttapi.context import Context
 
-__all__ = ["PerRun", "Store", "check_store", "is_in_run", "needs_of", "patient", "redis_of", "scope"]
+__all__ = ["PerRun", "Store", "check_store", "is_in_run", "layers_around", "needs_of", "patient", "redis_of", "scope"]
 
 log = logging.getLogger("mqttapi.middleware")
 
@@ -119,6 +119,16 @@ def _has_redis() -> bool:
     if isinstance(backends, Backends) and backends.settings.redis_url is not None:
         return True
     return any(kind.__module__.startswith("redis.") and kind.__name__ == "Redis" for kind in opened)
+
+
+def layers_around(context: Context, kind: type[T]) -> list[T]:
+    """The middlewares of a class around the route of a message, outermost first."""
+    table = getattr(context.app, "table", None)  # a test of the middleware alone may have none
+    if table is None:
+        return []
+    around, inner = table.middleware_of(context.route)
+    layers = (getattr(function, "__self__", None) for function in (*around, *inner))
+    return [layer for layer in layers if isinstance(layer, kind)]
 
 
 @lru_cache(maxsize=1024)

@@ -17,6 +17,7 @@ from tests.support.mqtt import client
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.command_line import CommandLine
@@ -161,7 +162,7 @@ async def test_of_many_at_once_one_is_handled(redis: Redis, shared_redis: RedisS
 
 
 async def test_the_claim_of_a_process_that_is_gone_runs_out(redis: Redis) -> None:
-    await redis.set("mqttapi:once:plant:ingest:1", "another's", px=200)
+    await redis.set("mqttapi:once:plant:ingest:property.message-id:0:1", "another's", px=200)
     assert await fate(Deduplicate(KEY, store=redis), delivery()) == "passed"
 
 
@@ -171,7 +172,7 @@ async def test_a_claim_is_renewed_while_the_handler_runs(redis: Redis) -> None:
     seen: list[int] = []
 
     async def renewed() -> bool:
-        seen.append(await redis.pttl("mqttapi:once:plant:ingest:1"))
+        seen.append(await redis.pttl("mqttapi:once:plant:ingest:property.message-id:0:1"))
         return any(later > earlier > 0 for earlier, later in itertools.pairwise(seen))
 
     await eventually(renewed)
@@ -181,19 +182,19 @@ async def test_a_claim_is_renewed_while_the_handler_runs(redis: Redis) -> None:
 
 async def test_what_was_marked_is_known_for_its_time_to_live(redis: Redis) -> None:
     await fate(Deduplicate(KEY, ttl=100, store=redis), delivery())
-    assert 99_000 < await redis.pttl("mqttapi:once:plant:ingest:1") <= 100_000
+    assert 99_000 < await redis.pttl("mqttapi:once:plant:ingest:property.message-id:0:1") <= 100_000
 
 
 async def test_a_claim_that_another_one_has_is_not_given_back(redis: Redis) -> None:
     """The event loop stood still for longer than the lease, and the claim went to another process."""
 
     async def fail(context: Context) -> None:
-        await redis.set("mqttapi:once:plant:ingest:1", "another's")
+        await redis.set("mqttapi:once:plant:ingest:property.message-id:0:1", "another's")
         raise ValueError
 
     with pytest.raises(ValueError):
         await Deduplicate(KEY, store=redis).handle(delivery(), fail)
-    assert await redis.get("mqttapi:once:plant:ingest:1") == b"another's"
+    assert await redis.get("mqttapi:once:plant:ingest:property.message-id:0:1") == b"another's"
 
 
 async def test_a_handled_message_is_done_though_it_cannot_be_marked(
@@ -253,7 +254,7 @@ async def test_who_waits_for_a_process_that_is_gone_outlives_its_time_out(
 ) -> None:
     """Else it was acknowledged, and never handled."""
     handled: list[int] = []
-    await redis.set("mqttapi:once:plant:ingest:1", "another's", px=1500)
+    await redis.set("mqttapi:once:plant:ingest:property.message-id:0:1", "another's", px=1500)
     async with TestClient(app_of(shared_redis, handled, max_hold=max_hold)) as tester:
         assert await comes(tester) == "done"
     assert handled == [1]
@@ -266,7 +267,7 @@ async def test_who_waits_for_another_delivery_outlives_its_time_out(
     handled: list[int] = []
     first, end = blocked(Deduplicate(KEY, store=redis))
     async with TestClient(app_of(shared_redis, handled)) as tester:
-        await eventually(lambda: redis.exists("mqttapi:once:plant:ingest:1"))
+        await eventually(lambda: redis.exists("mqttapi:once:plant:ingest:property.message-id:0:1"))
         second = asyncio.create_task(comes(tester))
         await asyncio.wait([second], timeout=1.5)  # several sweeps pass
         assert not second.done()
@@ -287,7 +288,7 @@ async def test_a_later_attempt_that_waits_outlives_its_time_out_as_well(
     async def handler(context: Context) -> None:
         attempts.append(context.attempt)
         if context.attempt < 3:
-            await redis.set("mqttapi:once:plant:ingest:1", "another's", px=1500)
+            await redis.set("mqttapi:once:plant:ingest:property.message-id:0:1", "another's", px=1500)
             raise ValueError
 
     async with TestClient(app) as tester:
@@ -301,7 +302,7 @@ async def test_a_later_attempt_still_has_a_time_out_after_its_wait(shared_redis:
     @app.topic("t", name="ingest", timeout=0.3, retry=2, middleware=[Deduplicate(KEY)])
     async def handler(context: Context) -> None:
         if context.attempt == 1:
-            await redis.set("mqttapi:once:plant:ingest:1", "another's", px=500)
+            await redis.set("mqttapi:once:plant:ingest:property.message-id:0:1", "another's", px=500)
             raise ValueError
         await asyncio.Event().wait()
 
@@ -318,6 +319,53 @@ async def test_a_message_does_not_wait_for_itself(shared_redis: RedisServer, red
     async with TestClient(app) as tester:
         assert [await comes(tester) for _ in range(2)] == ["done", "dropped"]
     assert handled == [1]
+
+
+def of_a(context: Context) -> Any:
+    return context.message.user_property("a")
+
+
+def of_b(context: Context) -> Any:
+    return context.message.user_property("b")
+
+
+def both_called_key() -> list[Callable[[Context], Any]]:
+    def of(name: str) -> Callable[[Context], Any]:
+        return lambda context: context.message.user_property(name)
+
+    return [of("a"), of("b")]
+
+
+@STORES
+@pytest.mark.parametrize("keys", [["property.a", "property.b"], [of_a, of_b], both_called_key()])
+async def test_two_keys_of_a_route_have_nothing_in_common(
+    store: str, keys: list[Any], shared_redis: RedisServer, redis: Redis
+) -> None:
+    """What is known as `a` is not known as `b`, nor in the next run."""
+    url = shared_redis.url if store == "redis" else None
+    app = App("plant", settings=Settings(redis_url=url), middleware=[Deduplicate(keys[0])])
+
+    @app.topic("t", middleware=[Deduplicate(keys[1])])
+    async def handler() -> None: ...
+
+    async def fates(*sent: tuple[str, str]) -> list[str]:
+        async with TestClient(app) as tester:
+            return [(await tester.publish("t", user_properties=[("a", a), ("b", b)])).outcome for a, b in sent]
+
+    assert await fates(("1", "2"), ("2", "1"), ("1", "3"), ("3", "1")) == ["done", "done", "dropped", "dropped"]
+    assert await fates(("1", "9"), ("9", "1")) == (["dropped"] * 2 if store == "redis" else ["done"] * 2)
+
+
+async def test_a_key_is_the_same_in_redis_whatever_else_is_around_the_route(
+    shared_redis: RedisServer, redis: Redis
+) -> None:
+    async with TestClient(app_of(shared_redis)) as tester:
+        assert await comes(tester) == "done"
+    app = app_of(shared_redis)
+    app.add_middleware(Deduplicate("property.other"))
+    app.add_middleware(Deduplicate(KEY, ttl=100))
+    async with TestClient(app) as tester:
+        assert await comes(tester) == "dropped"
 
 
 APP = """
