@@ -280,12 +280,14 @@ class Workers:
         if not self._ready or self._searching:
             return
         self._searching = True
-        if self._idle:
-            self._idle.pop().set_result(None)
-        else:
-            self._started += 1
-            name = f"{self._name}.lane-{self._started}"
-            self._tasks.add(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
+        while self._idle:
+            idle = self._idle.pop()
+            if not idle.cancelled():  # see `_rest`
+                idle.set_result(None)
+                return
+        self._started += 1
+        name = f"{self._name}.lane-{self._started}"
+        self._tasks.add(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
 
     @property
     def held(self) -> int:
@@ -340,7 +342,11 @@ class Workers:
                     self._hold(run)
                 else:
                     self._end(run, outcome)
-                if copy_context() != clean:
+                try:
+                    traces = copy_context() != clean
+                except Exception:  # noqa: BLE001  what is in it may not like to be compared
+                    traces = True
+                if traces:
                     self._tasks.discard(task)
                     self._pass_search(searching)
                     self.wake()
@@ -352,15 +358,32 @@ class Workers:
                     self._search(task)
                 elif not turns % _CLOCK_EVERY and clock() > until:
                     self._current = None
-                    await _turn()
+                    await self._turn()
                     self._search(task)
                     until = clock() + LOOP_TURN
             else:
                 self._current = None
                 self._searching = False
+            await self._rest()
+
+    async def _turn(self) -> None:
+        """Give the event loop a turn."""
+        try:
+            await _yield()
+        except asyncio.CancelledError as cancelled:
+            self._not_ours(cancelled)
+
+    async def _rest(self) -> None:
+        """Return when this worker is to search. Who has kept a worker's task may cancel it when it runs nothing of theirs."""
+        while True:
             idle = self._loop.create_future()
             self._idle.append(idle)
-            await idle
+            try:
+                await idle
+            except asyncio.CancelledError as cancelled:
+                self._not_ours(cancelled)
+            if not idle.cancelled():
+                return
 
     def _search(self, task: asyncio.Task[None]) -> None:
         """`task`, which the loop has just begun to run, is the one that searches."""
@@ -417,19 +440,19 @@ class Workers:
             if error is None:
                 try:
                     return await self._finish(run, result)
-                except Exception as failure:  # noqa: BLE001  what `finish` does is the app's as well
+                except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  it is the app's as well
                     error = failure
-            if isinstance(error, asyncio.CancelledError):
-                self._not_ours(error)
-            elif isinstance(error, SystemExit | KeyboardInterrupt):
+            if isinstance(error, SystemExit | KeyboardInterrupt):
                 error.add_note(run.route.name)
                 self._fatal(error)
                 return None
-            try:
-                return await self._fail(run, error)
-            except asyncio.CancelledError as cancelled:
-                self._not_ours(cancelled)
-                return Outcome("failed", "was cancelled while it failed", cancelled)
+            while True:
+                if isinstance(error, asyncio.CancelledError):
+                    self._not_ours(error)
+                try:
+                    return await self._fail(run, error)
+                except asyncio.CancelledError as cancelled:  # that, too, is a failure to be dealt with
+                    error = cancelled
         finally:
             del error  # its traceback may know this frame: nothing should have to wait for the garbage collector
 
@@ -523,6 +546,6 @@ def _take_out(waiting: deque[Run] | None, run: Run) -> bool:
 
 
 @types.coroutine
-def _turn() -> Generator[None, None, None]:
-    """Give the event loop a turn; `asyncio.sleep(0)` without its checks."""
+def _yield() -> Generator[None, None, None]:
+    """`asyncio.sleep(0)` without its checks."""
     yield

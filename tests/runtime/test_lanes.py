@@ -191,6 +191,31 @@ async def test_context_variables_do_not_leak_between_messages() -> None:
         assert seen == [("clean", "dirty")] * 6
 
 
+async def test_context_variables_whose_values_cannot_be_compared_do_not_leak_either() -> None:
+    """An array, say, of which `==` makes an array."""
+
+    class Array:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+    variable: contextvars.ContextVar[Array] = contextvars.ContextVar("variable")
+    clean = Array()
+    variable.set(clean)
+    seen: list[bool] = []
+
+    async def handler(run: Run) -> None:
+        seen.append(variable.get() is clean)
+        variable.set(Array())
+
+    async with Bench(handler).running() as bench:
+        bench.give(*numbered("a", 3))
+        await bench.workers.drain()
+        assert seen == [True] * 3
+        assert bench.workers.waiting() == []
+
+
 async def test_a_function_of_the_message_is_the_key() -> None:
     """Two keys run at once: the barrier opens. Two messages of one key do not."""
     both = asyncio.Barrier(2)
@@ -282,6 +307,49 @@ async def test_a_handler_that_cancels_its_own_task_is_a_failure() -> None:
         bench.give(*numbered("a", 2))
         await bench.workers.drain()
         assert [outcome.reason for _, outcome in bench.ended_runs] == ["CancelledError", ""]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_cancellation_when_nothing_runs_stops_nothing(at_once: bool, cancels: int) -> None:
+    """A handler has left its task to somebody who cancels it when its message is long done."""
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    async def handler(run: Run) -> None:
+        tasks.append(asyncio.current_task())
+
+    async with Bench(handler).running() as bench:
+        bench.give(*numbered("a", 1))
+        await bench.workers.drain()
+        await asyncio.sleep(0)
+        assert tasks[0] is not None
+        for _ in range(cancels):
+            tasks[0].cancel()
+            if not at_once:
+                await asyncio.sleep(0)
+        bench.give(*numbered("a", 2))
+        tasks[0].cancel()
+        await bench.workers.drain()
+        bench.give(*numbered("a", 2))
+        await bench.workers.drain()
+        assert [outcome.kind for _, outcome in bench.ended_runs] == ["done"] * 5
+
+
+async def test_a_cancellation_that_comes_when_the_loop_has_its_turn_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mqttapi.runtime.lanes.LOOP_TURN", -1)
+
+    async def handler(run: Run) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if run.message.payload == b"0":
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    async with Bench(handler).running() as bench:
+        bench.give(*numbered("a", 100))
+        await bench.workers.drain()
+        assert [outcome.kind for _, outcome in bench.ended_runs] == ["done"] * 100
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
