@@ -40,10 +40,11 @@ from mqttapi.runtime.attempts import Attempts
 from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.dispatcher import Dispatcher
 from mqttapi.runtime.echo import Echo
-from mqttapi.runtime.lanes import Runner, Workers
+from mqttapi.runtime.lanes import Workers
 from mqttapi.runtime.links import subscriptions
 from mqttapi.runtime.overflow import Queue
 from mqttapi.runtime.policy import Policy, noting_return
+from mqttapi.runtime.runs import Runner
 from mqttapi.runtime.spool import Spool
 from mqttapi.runtime.stats import Stats, route_stats
 from mqttapi.runtime.watchdog import Watchdog
@@ -58,9 +59,9 @@ if TYPE_CHECKING:
     from mqttapi.injection import Signature
     from mqttapi.publisher import Outgoing
     from mqttapi.routing import Route
-    from mqttapi.runtime.lanes import Run
     from mqttapi.runtime.links import Subscribed
     from mqttapi.runtime.quarantine import Quarantine
+    from mqttapi.runtime.runs import Run
     from mqttapi.transport.connection import ConnectionOptions
     from mqttapi.transport.publishing import PublishingConnection
 

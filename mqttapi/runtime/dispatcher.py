@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from mqttapi.routing import Route
-    from mqttapi.runtime.lanes import Runner, Target
     from mqttapi.runtime.links import Subscribed
+    from mqttapi.runtime.runs import Runner, Target
 
 __all__ = ["ANY", "IGNORED", "Dispatcher"]
 

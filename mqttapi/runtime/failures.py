@@ -14,7 +14,7 @@ from mqttapi.message import printable
 from mqttapi.runtime.outcome import Outcome
 
 if TYPE_CHECKING:
-    from mqttapi.runtime.lanes import Run
+    from mqttapi.runtime.runs import Run
 
 __all__ = ["Reports", "outcome_of", "reason_of"]
 

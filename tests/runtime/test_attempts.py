@@ -33,8 +33,8 @@ from mqttapi.config import Settings
 from mqttapi.errors import PublishQueueFull
 from mqttapi.message import Message
 from mqttapi.runtime.dead_letters import DeadLetters
-from mqttapi.runtime.lanes import Run
 from mqttapi.runtime.outcome import Outcome
+from mqttapi.runtime.runs import Run
 from mqttapi.runtime.spool import Letter, Spool
 from mqttapi.testing import TestClient
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from mqttapi import App, ConfigurationError, Router
 from mqttapi.runtime.dispatcher import IGNORED, Dispatcher
 from mqttapi.runtime.fence import fence_topic
-from mqttapi.runtime.lanes import Target
 from mqttapi.runtime.links import LinkPlan, Subscribed, plan, subscription_id, subscriptions
+from mqttapi.runtime.runs import Target
 from mqttapi.topics import matches, register_converter
 from tests.runtime.routes import add, runners_of
 

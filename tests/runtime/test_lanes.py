@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mqttapi.message import Message
-from mqttapi.runtime.lanes import HandlerTimeout, Run, Runner, Workers
+from mqttapi.runtime.lanes import Workers
 from mqttapi.runtime.outcome import DONE, Outcome
+from mqttapi.runtime.runs import Run, Runner
+from mqttapi.runtime.timeouts import HandlerTimeout
 
 Handler = Callable[[Any], Awaitable[object]]
 
