@@ -7,6 +7,7 @@ order, where it came from, and how long it may take.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import sys
 from collections import deque
@@ -16,7 +17,7 @@ from mqttapi.context import Context
 from mqttapi.runtime.ordering import key_function
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 
     from mqttapi.app import App
     from mqttapi.message import Message
@@ -133,16 +134,29 @@ class Run(Context):
         self.origin = origin
         self.ticket = ticket
 
-    def stop_clock(self) -> float | None:
-        """Until `start_clock`, only `max_hold` limits the attempt. Gives the seconds that were left to it, if any."""
-        deadline = getattr(self, "deadline", None)
-        if deadline is None or deadline < 0:
-            return None
-        self.deadline = self.began + self.runner.max_hold
-        left: float = deadline - asyncio.get_running_loop().time()
-        return left
+    @contextlib.asynccontextmanager
+    async def standstill(self, *, held: bool = False, anew: bool = False) -> AsyncIterator[None]:
+        """The run waits for something that is not its own doing, and the time-out of the attempt waits with it.
 
-    def start_clock(self, left: float | None) -> None:
-        """Undo `stop_clock`, which gave `left`."""
-        if left is not None and self.deadline is not None and self.deadline >= 0:
-            self.deadline = min(asyncio.get_running_loop().time() + left, self.began + self.runner.max_hold)
+        Args:
+            held: Whether `max_hold` goes on meanwhile, and limits the wait.
+            anew: Whether the attempt, and all that `max_hold` is for, begins anew behind it.
+        """
+        await asyncio.sleep(0)  # the workers know now that the run waits, and have set its deadline
+        until = getattr(self, "deadline", None)
+        if until is None or until < 0:
+            yield
+            return
+        clock, max_hold = asyncio.get_running_loop().time, self.runner.max_hold
+        since = clock()
+        self.deadline = self.began + max_hold if held else None
+        try:
+            yield
+        finally:
+            if self.deadline is None or self.deadline >= 0:  # else `max_hold` is over
+                now = clock()
+                if anew:
+                    self.began, until = now, since + (self.runner.timeout or max_hold)
+                elif not held:
+                    self.began += now - since
+                self.deadline = min(until + now - since, self.began + max_hold)
