@@ -80,6 +80,7 @@ class Workers:
         self._waiting: dict[asyncio.Task[None], Run] = {}
         self._held: list[Run] = []  # without an outcome
         self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_due = 0.0
         self._stopping = False
         self._drained: list[asyncio.Future[None]] = []
 
@@ -248,7 +249,11 @@ class Workers:
         """Until `_back`, the sweep looks at the run's deadline."""
         self._waiting[task] = run
         if self._sweep is None:
-            self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines)
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        self._sweep_due = self._loop.time() + SWEEP
+        self._sweep = self._loop.call_at(self._sweep_due, self._look_at_deadlines)
 
     def _pass_search(self, searching: bool) -> bool:
         """Before this worker waits, let another one search. Gives False: this one does not search any more."""
@@ -307,13 +312,25 @@ class Workers:
             task.uncancel()
 
     def _look_at_deadlines(self) -> None:
-        """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits."""
-        now = self._loop.time()
+        """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits.
+
+        While the loop does not turn, because a handler blocks it or the process is stopped, nobody's time goes on: what
+        the others wait for may have come long ago.
+        """
+        now, due = self._loop.time(), self._sweep_due
+        stood_still = now - due if now - due > SWEEP else 0.0
         for task, run in self._waiting.items():
-            if run.deadline is not None and 0 <= run.deadline <= now:
+            if run.deadline is None or run.deadline < 0:
+                continue
+            if stood_still and run.began < due:
+                run.began += stood_still
+                run.deadline += stood_still
+            if run.deadline <= now:
                 run.deadline = -now
                 task.cancel()
-        self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines) if self._waiting else None
+        self._sweep = None
+        if self._waiting:
+            self._sweep_later()
 
     # -- the end of a run ---------------------------------------------------------------------------------------
 

@@ -437,9 +437,11 @@ async def waits_for(thread: CapacityLimiter) -> None:
 
 
 def look(client: TestClient) -> None:
-    """At the deadlines."""
+    """At the deadlines, in time: the loop has turned meanwhile."""
     assert client._service is not None
-    client._service.workers._look_at_deadlines()
+    workers = client._service.workers
+    workers._sweep_due = asyncio.get_running_loop().time()
+    workers._look_at_deadlines()
 
 
 async def test_middleware_around_the_attempts_is_limited_by_max_hold_after_a_retry(

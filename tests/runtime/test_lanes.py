@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -264,6 +265,28 @@ async def test_a_handler_that_takes_too_long_is_cancelled_and_the_next_runs() ->
         bench.give(*numbered("a", 2))
         await bench.workers.drain()
         assert [outcome.reason for _, outcome in bench.ended_runs] == [HandlerTimeout.__name__, ""]
+
+
+async def test_a_handler_that_blocks_the_loop_does_not_use_up_the_time_of_others() -> None:
+    """What the patient one waits for comes within its time, and nobody can take it until the loop turns again."""
+    came = asyncio.Event()
+
+    async def handler(run: Run) -> None:
+        if run.message.topic == "patient":
+            await came.wait()
+        else:
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_later(0.1, came.set)
+            time.sleep(1.5)  # noqa: ASYNC251  this is the fault
+
+    async with Bench(handler, timeout=0.5).running() as bench:
+        bench.give(*numbered("patient", 1), *numbered("rude", 1))
+        await bench.workers.drain()
+        assert [outcome.kind for _, outcome in bench.ended_runs] == ["done"] * 2
+        came.clear()
+        bench.give(*numbered("patient", 1))
+        await bench.workers.drain()
+        assert bench.ended_runs[-1][1].reason == HandlerTimeout.__name__
 
 
 async def test_asyncio_timeout_works_in_a_handler_after_a_timeout_of_ours() -> None:
