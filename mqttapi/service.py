@@ -515,6 +515,13 @@ class Service:
                 publishing.messages,
             )
             await self.workers.stop()
+            for run in self.workers.waiting():
+                log.error(
+                    "%s was cancelled on %s and goes on all the same: it is left behind. An 'except' that catches "
+                    "everything is to let asyncio.CancelledError through",
+                    run.route.name,
+                    printable(run.message.topic),
+                )
         publishing.goodbye = min(_GOODBYE, (self._end - asyncio.get_running_loop().time()) / 3)
         await consumer.close(timeout=publishing.goodbye)
         hooks.update(connected=False)

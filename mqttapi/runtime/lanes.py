@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Workers"]
 
+LANE = ".lane-"
+"""In the names of the tasks, between that of the app and a number."""
 LOOP_TURN = 0.005
 """Seconds that handlers which never wait run in a row, before the event loop gets its turn."""
 SWEEP = 0.25
 """Seconds between two looks at the deadlines of handlers that wait."""
+PATIENCE = 2.0
+"""Seconds that handlers have to clean up once they are cancelled at the end."""
 _CLOCK_EVERY = 16
 """Runs between two looks at the clock."""
 
@@ -129,7 +133,7 @@ class Workers:
                 idle.set_result(None)
                 return
         self._started += 1
-        name = f"{self._name}.lane-{self._started}"
+        name = f"{self._name}{LANE}{self._started}"
         self._tasks.add(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
 
     @property
@@ -145,13 +149,17 @@ class Workers:
             await drained
 
     async def stop(self) -> None:
-        """Cancel what still runs, and end the workers. What is cancelled is not reported as ended."""
+        """Cancel what still runs, and end the workers. What is cancelled is not reported as ended.
+
+        A handler that catches its cancellation and goes on is left behind after a while; it is then still `waiting`.
+        """
         self._stopping = True
         if self._sweep is not None:
             self._sweep.cancel()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=PATIENCE)
 
     def waiting(self) -> list[Run]:
         """The runs whose handlers wait for something at this moment."""
