@@ -129,7 +129,7 @@ class Workers:
         self._searching = True
         while self._idle:
             idle = self._idle.pop()
-            if not idle.cancelled():  # see `_rest`
+            if not idle.cancelled():  # its task was, and is about to end
                 idle.set_result(None)
                 return
         self._started += 1
@@ -215,7 +215,15 @@ class Workers:
             else:
                 self._current = None
                 self._searching = False
-            await self._rest()
+            idle = self._loop.create_future()
+            self._idle.append(idle)
+            try:
+                await idle
+            except asyncio.CancelledError as cancelled:  # by somebody who has kept the task of a handler
+                self._not_ours(cancelled)
+                if idle.cancelled():  # so it is not this one that `wake` has chosen
+                    self._tasks.discard(task)
+                    return
 
     async def _turn(self) -> None:
         """Give the event loop a turn."""
@@ -223,18 +231,6 @@ class Workers:
             await _yield()
         except asyncio.CancelledError as cancelled:
             self._not_ours(cancelled)
-
-    async def _rest(self) -> None:
-        """Return when this worker is to search. Who has kept a worker's task may cancel it when it runs nothing of theirs."""
-        while True:
-            idle = self._loop.create_future()
-            self._idle.append(idle)
-            try:
-                await idle
-            except asyncio.CancelledError as cancelled:
-                self._not_ours(cancelled)
-            if not idle.cancelled():
-                return
 
     def _search(self, task: asyncio.Task[None]) -> None:
         """`task`, which the loop has just begun to run, is the one that searches."""
