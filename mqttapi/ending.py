@@ -7,6 +7,8 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
+from mqttapi.message import printable
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -60,6 +62,13 @@ class Ending:
                 publishing.sender.messages,
             )
             await service.workers.stop()
+            for run in service.workers.waiting():
+                log.error(
+                    "%s was cancelled on %s and goes on all the same: it is left behind. An 'except' that catches "
+                    "everything is to let asyncio.CancelledError through",
+                    run.route.name,
+                    printable(run.message.topic),
+                )
         await consumer.close(timeout=self._goodbye())
         hooks.update(connected=False)
         with contextlib.suppress(TimeoutError):
@@ -70,7 +79,7 @@ class Ending:
 
     def _goodbye(self) -> float:
         """Seconds for a broker to answer a DISCONNECT, or for what has used up its time: a share of what is left."""
-        return min(_GOODBYE, (self._end - asyncio.get_running_loop().time()) / 3)
+        return max(0.0, min(_GOODBYE, (self._end - asyncio.get_running_loop().time()) / 3))
 
     @contextlib.asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:

@@ -13,9 +13,9 @@ from mqttapi.injection.methods import Method
 from mqttapi.middleware import compose
 from mqttapi.resources.access import OPENED
 from mqttapi.runtime.attempts import Attempts
-from mqttapi.runtime.lanes import Runner
 from mqttapi.runtime.overflow import Queue
 from mqttapi.runtime.policy import noting_return
+from mqttapi.runtime.runs import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

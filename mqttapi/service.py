@@ -33,7 +33,7 @@ from mqttapi.runners import make_controllers, make_runners
 from mqttapi.runtime.dead_letters import DeadLetters
 from mqttapi.runtime.dispatcher import Dispatcher
 from mqttapi.runtime.echo import Echo
-from mqttapi.runtime.lanes import Runner, Workers
+from mqttapi.runtime.lanes import Workers
 from mqttapi.runtime.links import subscriptions
 from mqttapi.runtime.policy import Policy
 from mqttapi.runtime.spool import Spool
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from mqttapi.injection import Signature
     from mqttapi.publisher import Outgoing
     from mqttapi.routing import Route
-    from mqttapi.runtime.lanes import Run
     from mqttapi.runtime.links import Subscribed
     from mqttapi.runtime.quarantine import Quarantine
+    from mqttapi.runtime.runs import Run, Runner
     from mqttapi.transport.connection import ConnectionOptions
     from mqttapi.transport.publishing import PublishingConnection
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mqttapi.config import ClientIdInUse
 from mqttapi.errors import ConfigurationError, ConnectionRefused, HandlerStuck, MQTTAPIError
+from mqttapi.runtime.lanes import LANE
 from mqttapi.service import Service, Stopped
 
 if TYPE_CHECKING:
@@ -144,11 +145,19 @@ def run(app: App, broker: str | None, *, source: str = "run(broker=)") -> None:
 def run_to_its_end(program: Coroutine[Any, Any, int | None]) -> int:
     """Run what serves an app, as the whole program; gives the exit code, and has said why it is not 0.
 
-    The program may give an exit code of its own.
+    The program may give an exit code of its own. Where handlers do not let themselves be cancelled the process ends here:
+    the loop would wait for them.
     """
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        code = _exit_code_of(program, runner)
+        if any(LANE in task.get_name() for task in asyncio.all_tasks(runner.get_loop())):
+            _leave_behind("handlers run on that were cancelled", code)
+        return code
+
+
+def _exit_code_of(program: Coroutine[Any, Any, int | None], runner: asyncio.Runner) -> int:
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(program) or 0
+        return runner.run(program) or 0
     except (ClientIdInUse, ConnectionRefused, HandlerStuck) as error:
         log.error("%s", error)
         return exit_code(error)
@@ -163,8 +172,12 @@ def leave(code: int) -> NoReturn:
     for thread in stuck:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in stuck):
-        log.warning("handlers run on in threads that nothing can stop: leaving them behind")
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(code)
+        _leave_behind("handlers run on in threads that nothing can stop", code)
     raise SystemExit(code)
+
+
+def _leave_behind(what: str, code: int) -> NoReturn:
+    log.warning("%s: leaving them behind", what)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)

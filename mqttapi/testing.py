@@ -18,7 +18,7 @@ from mqttapi.errors import ConfigurationError
 from mqttapi.message import NO_PROPERTIES, Message, Properties
 from mqttapi.payloads import encode_payload
 from mqttapi.publisher import Publish, PublishResult
-from mqttapi.runtime.lanes import Run
+from mqttapi.runtime.runs import Run
 from mqttapi.service import Service
 from mqttapi.topics import TopicTemplate
 

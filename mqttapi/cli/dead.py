@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from mqttapi.errors import BrokerError, ConfigurationError, ConnectionRefused, M
 from mqttapi.message import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mqttapi.config import Settings
     from mqttapi.publisher import Publish
@@ -50,7 +51,8 @@ def list_letters(
 ) -> None:
     """Show what is there, the oldest first."""
     spool = _Spool(target, directory, app_dir, factory).spool
-    letters = spool.letters()
+    with _disk(spool):
+        letters, damaged = spool.letters(), spool.damaged()
     if as_json:
         import json
 
@@ -59,7 +61,7 @@ def list_letters(
         print_table(_COLUMNS, map(_row, letters))
     else:
         tell(f"there are no dead letters in {spool.directory}")
-    if damaged := spool.damaged():
+    if damaged:
         tell(f"{damaged} more are damaged: they were being written when a process died")
 
 
@@ -113,8 +115,10 @@ def resend(
             else:
                 sent.append(letter.id)
     finally:
-        place.spool.remove(sent)
         tell(f"sent {len(sent)} of {len(chosen)}")
+        if sent:
+            with _disk(place.spool, "those that were sent are still there"):
+                place.spool.remove(sent)
     if len(sent) < len(chosen):
         raise typer.Exit(FAILED)
 
@@ -132,7 +136,8 @@ def discard(
     target, ids = _parted(letters)
     spool = _Spool(target, directory, app_dir, factory).spool
     chosen = _chosen(spool, ids, every=every)
-    spool.remove([letter.id for letter in chosen])
+    with _disk(spool, "all are still there"):
+        spool.remove([letter.id for letter in chosen])
     tell(f"discarded {len(chosen)}")
 
 
@@ -160,6 +165,16 @@ class _Spool:
         self.spool: Spool = Spool(directory, self.settings.spool_max_bytes)
 
 
+@contextlib.contextmanager
+def _disk(spool: Spool, left: str = "") -> Iterator[None]:
+    """It may be full or read-only, and the letters those of another user."""
+    try:
+        yield
+    except OSError as error:
+        verb = f"change the dead letters in {spool.directory}, and {left}" if left else f"read {spool.directory}"
+        raise MQTTAPIError(f"cannot {verb}: {error.strerror or error}") from None
+
+
 def _parted(given: Sequence[str] | None) -> tuple[str | None, list[str]]:
     """The app, which has a colon, and the ids, which have none."""
     words = list(given or ())
@@ -168,7 +183,8 @@ def _parted(given: Sequence[str] | None) -> tuple[str | None, list[str]]:
 
 
 def _chosen(spool: Spool, ids: Sequence[str], *, every: bool) -> list[Letter]:
-    letters = {letter.id: letter for letter in spool.letters()}
+    with _disk(spool):
+        letters = {letter.id: letter for letter in spool.letters()}
     if every:
         if ids:
             raise ConfigurationError("give ids or --all, not both")

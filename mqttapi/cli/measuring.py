@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 from mqttapi.config import Session, Settings
 from mqttapi.errors import BrokerError, MQTTAPIError
 from mqttapi.message import Message, printable
-from mqttapi.runtime.lanes import Run
+from mqttapi.runtime.runs import Run
 from mqttapi.service import Service
 from mqttapi.serving import tune_garbage_collector
 

@@ -21,8 +21,8 @@ import inspect
 import linecache
 import math
 import re
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from anyio import CapacityLimiter, WouldBlock
 from anyio.to_thread import current_default_thread_limiter, run_sync
@@ -169,14 +169,6 @@ def _run(code: str, names: dict[str, Any], filename: str) -> Endpoint:
 # ------------------------------------------------------------------------------------------------- what plans call upon
 
 
-class _Clock(Protocol):
-    """A context with a time limit that does not run while it waits for a thread."""
-
-    def stop_clock(self) -> float | None: ...
-
-    def start_clock(self, left: float | None) -> None: ...
-
-
 class _Threads:
     """Runs calls in threads, of which a route may have as many as `limit` says."""
 
@@ -233,17 +225,13 @@ def _took(limit: CapacityLimiter, token: object) -> bool:
 
 
 async def _wait_for_thread(context: Any, limit: CapacityLimiter, token: object) -> None:
-    clock: _Clock | None = context if hasattr(context, "stop_clock") else None
-    await asyncio.sleep(0)  # the workers know now that the run waits, and have set its deadline
-    left = clock.stop_clock() if clock is not None else None
-    try:
-        await limit.acquire_on_behalf_of(token)
-    except asyncio.CancelledError as error:
-        error.waited_for = f"waited too long for a thread: all {limit.total_tokens:g} are taken"  # type: ignore[attr-defined]
-        raise
-    finally:
-        if clock is not None:
-            clock.start_clock(left)
+    # A run has a time limit; what a middleware has passed on in its place, or a test has made, has none.
+    async with context.standstill(held=True) if hasattr(context, "standstill") else nullcontext():
+        try:
+            await limit.acquire_on_behalf_of(token)
+        except asyncio.CancelledError as error:
+            error.waited_for = f"waited too long for a thread: all {limit.total_tokens:g} are taken"  # type: ignore[attr-defined]
+            raise
 
 
 # What `leave` gives back is None on purpose: an exception goes on even where a generator swallowed it.

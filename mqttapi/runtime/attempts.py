@@ -11,7 +11,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from mqttapi.errors import RetryLater
-from mqttapi.runtime.lanes import Run, attempt_error, uncancel_overdue
+from mqttapi.runtime.runs import Run
+from mqttapi.runtime.timeouts import attempt_error, uncancel_overdue
 
 if TYPE_CHECKING:
     from mqttapi.context import Context

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from mqttapi.message import Message
     from mqttapi.publisher import Publisher
-    from mqttapi.runtime.lanes import Run
     from mqttapi.runtime.outcome import Outcome
+    from mqttapi.runtime.runs import Run
     from mqttapi.runtime.spool import Spool
 
 __all__ = ["DeadLetters", "is_dead_letter", "publish_of"]

@@ -10,9 +10,11 @@ session. It goes to every route that matches: twice is allowed there, lost is no
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from mqttapi.errors import ConfigurationError
+from mqttapi.message import printable
 from mqttapi.runtime.fence import FENCE_PREFIX
 from mqttapi.runtime.links import subscription_id
 from mqttapi.topics import TopicCache, TopicTree, split_share
@@ -20,10 +22,13 @@ from mqttapi.topics import TopicCache, TopicTree, split_share
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from mqttapi.runtime.lanes import Runner, Target
+    from mqttapi.routing import Route
     from mqttapi.runtime.links import Subscribed
+    from mqttapi.runtime.runs import Runner, Target
 
 __all__ = ["ANY", "IGNORED", "Dispatcher"]
+
+log = logging.getLogger("mqttapi.handlers")
 
 ANY: Final[tuple[int, ...]] = ()
 """In place of subscription identifiers: the message came without one."""
@@ -103,6 +108,7 @@ class Dispatcher:
         self._fallbacks = sorted(fallbacks, key=lambda runner: runner.route.template.specificity)
         self._tree: TopicTree[_Hit] = TopicTree()
         self._cache: TopicCache[_Known] = TopicCache(CACHED_TOPICS)
+        self._told: set[Route] = set()  # whose converters have failed
         served = {each.key for each in (subscribed if own is None else own)}
         self.own = [each for each in subscribed if each.key in served]
         """What this link serves."""
@@ -164,7 +170,7 @@ class Dispatcher:
         matching: list[tuple[_Hit, tuple[object, ...]]] = []
         for hit in hits:
             route = hit.runner.route
-            values = None if route.fallback else route.template.values(levels, topic)
+            values = None if route.fallback else self._values(route, levels, topic)
             if values is not None:
                 matching.append((hit, values))
         if not matching:
@@ -185,6 +191,22 @@ class Dispatcher:
         if len(order) > 1:
             order.sort(key=lambda runner: (runner.route.template.specificity, runner.index))
         return tuple([runner.target(topic, chosen[runner]) for runner in order])
+
+    def _values(self, route: Route, levels: Sequence[str], topic: str) -> tuple[object, ...] | None:
+        """Those of the path parameters; None: the route does not match, or a converter of the app's own has failed."""
+        try:
+            return route.template.values(levels, topic)
+        except Exception:  # else the connection would end, and the broker send the message again and again
+            if route not in self._told:
+                self._told.add(route)
+                log.exception(
+                    "%s does not match %s, as a converter in %r failed. Where it cannot take a text, its 'parse' is to "
+                    "raise ValueError. Further failures of this route are not logged",
+                    route.name,
+                    printable(topic),
+                    route.template.text,
+                )
+            return None
 
     def _unrouted(self, topic: str, hits: Sequence[_Hit], sent_for: Sequence[_Hit]) -> tuple[Target, ...]:
         """The fallback for a topic that no route matches: once, for the copy of one of its subscriptions."""

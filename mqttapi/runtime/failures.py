@@ -14,7 +14,7 @@ from mqttapi.message import printable
 from mqttapi.runtime.outcome import Outcome
 
 if TYPE_CHECKING:
-    from mqttapi.runtime.lanes import Run
+    from mqttapi.runtime.runs import Run
 
 __all__ = ["Reports", "outcome_of", "reason_of"]
 
@@ -86,21 +86,38 @@ class _Loggable(Exception):
 
 
 def _loggable(error: BaseException) -> BaseException:
-    """`error`, or where there is a validation error in its chain, a likeness of it without input values."""
-    seen: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in seen:
-        seen.append(link)
-        link = link.__cause__ or link.__context__
-    if not any(isinstance(each, ValidationError) for each in seen):
-        return error
-    copy: BaseException | None = None
-    for each in reversed(seen):
-        likeness = type(type(each).__name__, (_Loggable,), {"__module__": type(each).__module__})(_text(each))
-        likeness.__cause__ = copy
-        copy = likeness.with_traceback(each.__traceback__)
-    assert copy is not None  # noqa: S101  for type checkers: there is at least one
-    return copy
+    """`error`, or where its traceback would show a validation error, a likeness of it without input values."""
+    shown: dict[int, BaseException] = {}
+    todo = [error]
+    while todo:
+        each = todo.pop()
+        if id(each) not in shown:  # what is equal, if it can be compared at all, may have another cause
+            shown[id(each)] = each
+            todo += _shown_with(each)
+    has_values = any(isinstance(each, ValidationError) for each in shown.values())
+    return _likeness(error, frozenset()) if has_values else error
+
+
+def _shown_with(error: BaseException) -> list[BaseException]:
+    """What else a traceback of `error` shows: its cause, and the members of a group."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return [*members, *filter(None, [cause])]
+
+
+def _likeness(error: BaseException, above: frozenset[int]) -> BaseException:
+    above |= {id(error)}  # there may be circles
+    copies = [_Loggable("as above") if id(each) in above else _likeness(each, above) for each in _shown_with(error)]
+    kind = type(error)
+    copy: BaseException
+    if isinstance(error, BaseExceptionGroup):
+        like = type(kind.__name__, (BaseExceptionGroup,), {"__module__": kind.__module__})
+        copy = like(error.message, copies[: len(error.exceptions)])
+        del copies[: len(error.exceptions)]
+    else:
+        copy = type(kind.__name__, (_Loggable,), {"__module__": kind.__module__})(_text(error))
+    copy.__cause__ = copies[0] if copies else None
+    return copy.with_traceback(error.__traceback__)
 
 
 def _text(error: BaseException) -> str:

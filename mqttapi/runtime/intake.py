@@ -12,9 +12,9 @@ from mqttapi.logs import RateLimited
 from mqttapi.message import HeavyProperties, Message, printable, size_of
 from mqttapi.runtime.dispatcher import IGNORED
 from mqttapi.runtime.fence import FENCE_PREFIX
-from mqttapi.runtime.lanes import Run, Target
 from mqttapi.runtime.ledger import Ledger
 from mqttapi.runtime.quarantine import CHARGES, Arrival
+from mqttapi.runtime.runs import Run, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Sequence
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from mqttapi.app import App
     from mqttapi.message import Properties
     from mqttapi.runtime.dispatcher import Dispatcher
-    from mqttapi.runtime.lanes import Runner, Workers
+    from mqttapi.runtime.lanes import Workers
     from mqttapi.runtime.ledger import Entry
     from mqttapi.runtime.outcome import Outcome
     from mqttapi.runtime.quarantine import Backlog
+    from mqttapi.runtime.runs import Runner
 
 __all__ = ["Intake", "Port"]
 

@@ -1,9 +1,9 @@
 """Lanes: messages of one key run one after the other, different keys at the same time.
 
-Theory of operation. A `Runner` is a route that runs. A *lane* is an ordering key of a runner that has work; it is
-nothing but an entry of `Runner.lanes`, so the keys that are idle cost nothing, however many there are. The first run
-of a lane is *ready*; those that come while there is one wait in the lane, and one of them becomes ready when the one
-before has ended: lanes take turns, message by message.
+Theory of operation. A *lane* is an ordering key of a route that has work; it is nothing but an entry of `Runner.lanes`,
+so the keys that are idle cost nothing, however many there are. The first run of a lane is *ready*; those that come
+while there is one wait in the lane, and one of them becomes ready when the one before has ended: lanes take turns,
+message by message.
 
 Ready runs are taken by long-lived worker tasks, which all runners share. One worker at a time *searches*: it takes
 ready runs and awaits their handlers. A handler that never waits gives no turn to the event loop, so a burst of such
@@ -17,186 +17,32 @@ its start has run its last message.
 from __future__ import annotations
 
 import asyncio
-import math
-import sys
 import types
 from collections import deque
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
-from mqttapi.context import Context
-from mqttapi.runtime.ordering import key_function
 from mqttapi.runtime.outcome import DONE, Outcome
+from mqttapi.runtime.timeouts import attempt_error, uncancel_overdue
 
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Awaitable, Callable, Generator, Hashable
 
-    from mqttapi.app import App
-    from mqttapi.message import Message
-    from mqttapi.middleware import Endpoint
-    from mqttapi.routing import Route
-    from mqttapi.runtime.overflow import Queue
+    from mqttapi.runtime.runs import Run, Runner
 
-__all__ = ["HandlerTimeout", "Origin", "Run", "Runner", "Target", "Workers", "attempt_error", "uncancel_overdue"]
+__all__ = ["Workers"]
 
+LANE = ".lane-"
+"""In the names of the tasks, between that of the app and a number."""
 LOOP_TURN = 0.005
 """Seconds that handlers which never wait run in a row, before the event loop gets its turn."""
 SWEEP = 0.25
 """Seconds between two looks at the deadlines of handlers that wait."""
+PATIENCE = 2.0
+"""Seconds that handlers have to clean up once they are cancelled at the end."""
 _CLOCK_EVERY = 16
 """Runs between two looks at the clock."""
-
-
-COUNTED = (
-    *("done", "dropped", "rejected", "failed"),
-    *("retried", "dead_lettered", "spooled", "replies_failed"),
-    "overflowed",
-)
-"""What is counted per route: how runs ended, what happened on the way, and what never began."""
-
-Again: TypeAlias = "Callable[[Run, BaseException], Awaitable[object]]"
-"""Runs a route again that has raised an exception; gives what it returns in the end, or raises what it raises."""
-
-
-class Origin(Protocol):
-    """Where a message came from: it is told how each of its runs ended."""
-
-    def ended(self, run: Run, outcome: Outcome) -> None:
-        """`run` is over. Called exactly once for each run."""
-
-
-class Runner:
-    """A route that runs: its endpoint with all the middleware around it, its lanes and its bounds."""
-
-    __slots__ = (
-        "again",
-        "backlog",
-        "counts",
-        "endpoint",
-        "index",
-        "key_of",
-        "lanes",
-        "limit",
-        "max_hold",
-        "order",
-        "queue",
-        "route",
-        "running",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        route: Route,
-        endpoint: Endpoint,
-        index: int = 0,
-        again: Again | None = None,
-        queue: Queue | None = None,
-    ) -> None:
-        self.route = route
-        self.index = index  # in the order of registration
-        self.counts = dict.fromkeys(COUNTED, 0)
-        self.endpoint = endpoint if queue is None else queue.around(endpoint)
-        self.queue = queue  # where messages of QoS 0 may be dropped
-        self.again = again  # where it is not within the endpoint: what to do when that raises
-        self.timeout = route.timeout
-        self.max_hold = math.inf
-        self.order = route.ordered_by
-        self.key_of = key_function(route)
-        # Runs without a lane are counted by way of a limit that is never reached.
-        self.limit = route.concurrency or (sys.maxsize if self.order is None else None)
-        self.running = 0  # counted only where there is a limit
-        self.backlog: deque[Run] = deque()  # ready, but for the limit
-        self.lanes: dict[Hashable, deque[Run] | None] = {}  # key to the runs behind the first one; None: none so far
-
-    def target(self, topic: str, values: tuple[object, ...]) -> Target:
-        """What the runner is for the messages of one topic."""
-        if self.order == "topic":
-            return Target(self, values, topic)
-        if self.order is None or callable(self.order):
-            return Target(self, values, None)
-        return Target(self, values, values[self.route.template.names.index(self.order)])
-
-
-class Target:
-    """A runner with what a topic means to it: computed once per topic, used for each of its messages."""
-
-    __slots__ = ("key", "runner", "values")
-
-    def __init__(self, runner: Runner, values: tuple[object, ...], key: Hashable) -> None:
-        self.runner = runner
-        self.values = values
-        self.key = key
-
-
-class Run(Context):
-    """The context of one message on one route, with what the engine needs to know about it."""
-
-    __slots__ = ("began", "deadline", "key", "origin", "returned", "runner", "ticket")
-
-    began: float
-    """On the clock of the loop: when it was first seen to wait. Only there once it has waited, as is the next one."""
-    deadline: float | None
-    """When the attempt has taken too long. Negative: that has passed, and the task was cancelled at that time."""
-    returned: bool
-    """Whether the handler itself returned; only there where the route has `publish_to`."""
-
-    def __init__(self, message: Message, target: Target, app: App, origin: Origin, ticket: Any) -> None:
-        self.message = message
-        self.runner = runner = target.runner
-        self.route = runner.route
-        self.values_ = target.values
-        self.app = app
-        self.attempt = 1
-        self._data = None
-        self.key = target.key if runner.key_of is None else runner.key_of(message)
-        self.origin = origin
-        self.ticket = ticket
-
-    def stop_clock(self) -> float | None:
-        """Until `start_clock`, only `max_hold` limits the attempt. Gives the seconds that were left to it, if any."""
-        deadline = getattr(self, "deadline", None)
-        if deadline is None or deadline < 0:
-            return None
-        self.deadline = self.began + self.runner.max_hold
-        left: float = deadline - asyncio.get_running_loop().time()
-        return left
-
-    def start_clock(self, left: float | None) -> None:
-        """Undo `stop_clock`, which gave `left`."""
-        if left is not None and self.deadline is not None and self.deadline >= 0:
-            self.deadline = min(asyncio.get_running_loop().time() + left, self.began + self.runner.max_hold)
-
-
-class HandlerTimeout(TimeoutError):
-    """Raised in place of a handler's result when an attempt took longer than the route's `timeout`, or `max_hold`."""
-
-    def __init__(self, seconds: float, why: str = "") -> None:
-        super().__init__(why or f"took longer than {seconds:g} s")
-
-
-def attempt_error(run: Run, error: BaseException, seconds: float | None = None) -> BaseException:
-    """What an attempt of the current task is taken to have raised: `HandlerTimeout` where the sweep cancelled it.
-
-    `seconds` are those that it had; None: the route's timeout.
-    """
-    if not uncancel_overdue(run) or not isinstance(error, asyncio.CancelledError):
-        return error
-    timeout = HandlerTimeout(seconds or run.runner.timeout or 0.0, getattr(error, "waited_for", ""))
-    timeout.__cause__ = error
-    return timeout
-
-
-def uncancel_overdue(run: Run) -> bool:
-    """Whether the sweep cancelled the current task for this run; if so, it takes no notice of that any more."""
-    if (getattr(run, "deadline", None) or 0.0) >= 0:
-        return False
-    run.deadline = None
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
-    return True
 
 
 class Workers:
@@ -238,6 +84,7 @@ class Workers:
         self._waiting: dict[asyncio.Task[None], Run] = {}
         self._held: list[Run] = []  # without an outcome
         self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_due = 0.0
         self._stopping = False
         self._drained: list[asyncio.Future[None]] = []
 
@@ -280,12 +127,14 @@ class Workers:
         if not self._ready or self._searching:
             return
         self._searching = True
-        if self._idle:
-            self._idle.pop().set_result(None)
-        else:
-            self._started += 1
-            name = f"{self._name}.lane-{self._started}"
-            self._tasks.add(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
+        while self._idle:
+            idle = self._idle.pop()
+            if not idle.cancelled():  # its task was, and is about to end
+                idle.set_result(None)
+                return
+        self._started += 1
+        name = f"{self._name}{LANE}{self._started}"
+        self._tasks.add(self._loop.create_task(self._work(), name=name, context=self._context.copy()))
 
     @property
     def held(self) -> int:
@@ -300,13 +149,17 @@ class Workers:
             await drained
 
     async def stop(self) -> None:
-        """Cancel what still runs, and end the workers. What is cancelled is not reported as ended."""
+        """Cancel what still runs, and end the workers. What is cancelled is not reported as ended.
+
+        A handler that catches its cancellation and goes on is left behind after a while; it is then still `waiting`.
+        """
         self._stopping = True
         if self._sweep is not None:
             self._sweep.cancel()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=PATIENCE)
 
     def waiting(self) -> list[Run]:
         """The runs whose handlers wait for something at this moment."""
@@ -340,7 +193,11 @@ class Workers:
                     self._hold(run)
                 else:
                     self._end(run, outcome)
-                if copy_context() != clean:
+                try:
+                    traces = copy_context() != clean
+                except Exception:  # noqa: BLE001  what is in it may not like to be compared
+                    traces = True
+                if traces:
                     self._tasks.discard(task)
                     self._pass_search(searching)
                     self.wake()
@@ -352,7 +209,7 @@ class Workers:
                     self._search(task)
                 elif not turns % _CLOCK_EVERY and clock() > until:
                     self._current = None
-                    await _turn()
+                    await self._turn()
                     self._search(task)
                     until = clock() + LOOP_TURN
             else:
@@ -360,7 +217,20 @@ class Workers:
                 self._searching = False
             idle = self._loop.create_future()
             self._idle.append(idle)
-            await idle
+            try:
+                await idle
+            except asyncio.CancelledError as cancelled:  # by somebody who has kept the task of a handler
+                self._not_ours(cancelled)
+                if idle.cancelled():  # so it is not this one that `wake` has chosen
+                    self._tasks.discard(task)
+                    return
+
+    async def _turn(self) -> None:
+        """Give the event loop a turn."""
+        try:
+            await _yield()
+        except asyncio.CancelledError as cancelled:
+            self._not_ours(cancelled)
 
     def _search(self, task: asyncio.Task[None]) -> None:
         """`task`, which the loop has just begun to run, is the one that searches."""
@@ -383,7 +253,11 @@ class Workers:
         """Until `_back`, the sweep looks at the run's deadline."""
         self._waiting[task] = run
         if self._sweep is None:
-            self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines)
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        self._sweep_due = self._loop.time() + SWEEP
+        self._sweep = self._loop.call_at(self._sweep_due, self._look_at_deadlines)
 
     def _pass_search(self, searching: bool) -> bool:
         """Before this worker waits, let another one search. Gives False: this one does not search any more."""
@@ -417,19 +291,19 @@ class Workers:
             if error is None:
                 try:
                     return await self._finish(run, result)
-                except Exception as failure:  # noqa: BLE001  what `finish` does is the app's as well
+                except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  it is the app's as well
                     error = failure
-            if isinstance(error, asyncio.CancelledError):
-                self._not_ours(error)
-            elif isinstance(error, SystemExit | KeyboardInterrupt):
+            if isinstance(error, SystemExit | KeyboardInterrupt):
                 error.add_note(run.route.name)
                 self._fatal(error)
                 return None
-            try:
-                return await self._fail(run, error)
-            except asyncio.CancelledError as cancelled:
-                self._not_ours(cancelled)
-                return Outcome("failed", "was cancelled while it failed", cancelled)
+            while True:
+                if isinstance(error, asyncio.CancelledError):
+                    self._not_ours(error)
+                try:
+                    return await self._fail(run, error)
+                except asyncio.CancelledError as cancelled:  # that, too, is a failure to be dealt with
+                    error = cancelled
         finally:
             del error  # its traceback may know this frame: nothing should have to wait for the garbage collector
 
@@ -442,13 +316,25 @@ class Workers:
             task.uncancel()
 
     def _look_at_deadlines(self) -> None:
-        """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits."""
-        now = self._loop.time()
+        """Cancel the handlers that took too long. One timer for all of them, and none while nobody waits.
+
+        While the loop does not turn, because a handler blocks it or the process is stopped, nobody's time goes on: what
+        the others wait for may have come long ago.
+        """
+        now, due = self._loop.time(), self._sweep_due
+        stood_still = now - due if now - due > SWEEP else 0.0
         for task, run in self._waiting.items():
-            if run.deadline is not None and 0 <= run.deadline <= now:
+            if run.deadline is None or run.deadline < 0:
+                continue
+            if stood_still and run.began < due:
+                run.began += stood_still
+                run.deadline += stood_still
+            if run.deadline <= now:
                 run.deadline = -now
                 task.cancel()
-        self._sweep = self._loop.call_later(SWEEP, self._look_at_deadlines) if self._waiting else None
+        self._sweep = None
+        if self._waiting:
+            self._sweep_later()
 
     # -- the end of a run ---------------------------------------------------------------------------------------
 
@@ -523,6 +409,6 @@ def _take_out(waiting: deque[Run] | None, run: Run) -> bool:
 
 
 @types.coroutine
-def _turn() -> Generator[None, None, None]:
-    """Give the event loop a turn; `asyncio.sleep(0)` without its checks."""
+def _yield() -> Generator[None, None, None]:
+    """`asyncio.sleep(0)` without its checks."""
     yield

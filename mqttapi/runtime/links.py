@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     from mqttapi.routing import Retained, Route
-    from mqttapi.runtime.lanes import Runner
+    from mqttapi.runtime.runs import Runner
 
 __all__ = [
     "LinkPlan",

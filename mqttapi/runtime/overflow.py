@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from mqttapi.context import Context
     from mqttapi.middleware import Endpoint
     from mqttapi.routing import Overflow
-    from mqttapi.runtime.lanes import Run, Runner, Workers
+    from mqttapi.runtime.lanes import Workers
     from mqttapi.runtime.outcome import Outcome
+    from mqttapi.runtime.runs import Run, Runner
 
 __all__ = ["Queue"]
 

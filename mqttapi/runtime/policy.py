@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mqttapi.resources.outbox import Outbox
     from mqttapi.runtime.dead_letters import DeadLetters
     from mqttapi.runtime.exception_handlers import ExceptionHandler
-    from mqttapi.runtime.lanes import Run
+    from mqttapi.runtime.runs import Run
 
 __all__ = ["Policy", "noting_return"]
 

@@ -51,9 +51,10 @@ if TYPE_CHECKING:
 
     from mqttapi.message import Message
     from mqttapi.runtime.intake import Intake
-    from mqttapi.runtime.lanes import Run, Target, Workers
+    from mqttapi.runtime.lanes import Workers
     from mqttapi.runtime.ledger import Entry
     from mqttapi.runtime.outcome import Outcome
+    from mqttapi.runtime.runs import Run, Target
 
 __all__ = ["CHARGES", "Arrival", "Backlog", "Note", "Quarantine", "key_of", "read_note", "write_note"]
 

@@ -145,6 +145,9 @@ class Spool:
             try:
                 _write(file, b"".join(left))
                 os.fsync(file)
+            except OSError:
+                new.unlink()  # it would keep room from the letters to come
+                raise
             finally:
                 os.close(file)
             new.replace(self._path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mqttapi.runtime.lanes import Runner
+    from mqttapi.runtime.runs import Runner
 
 __all__ = ["RouteStats", "Stats", "route_stats"]
 

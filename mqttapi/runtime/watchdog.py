@@ -15,7 +15,8 @@ import traceback
 from typing import TYPE_CHECKING, Final
 
 from mqttapi.message import printable
-from mqttapi.runtime.lanes import Run, Workers
+from mqttapi.runtime.lanes import Workers
+from mqttapi.runtime.runs import Run
 
 if TYPE_CHECKING:
     from types import FrameType

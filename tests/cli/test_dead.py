@@ -131,6 +131,20 @@ def test_wrong_use_is_one_line_and_changes_nothing(
     assert ids(spool) == ["a1", "b2"]
 
 
+def test_letters_that_cannot_be_read_or_taken_out_are_an_error_of_one_line(spool: Spool, in_process: InProcess) -> None:
+    """A directory in the place of a file stands for a full disk, or for letters of another user."""
+    (spool.directory / "letters.new").mkdir()
+    where = "DIR/mqttapi/plant"
+    code, _, err = in_process("dead", "discard", "a1")
+    assert (code, ids(spool)) == (1, ["a1", "b2"])
+    assert err == [f"mqttapi: cannot change the dead letters in {where}, and all are still there: Is a directory"]
+    (spool.directory / "letters").unlink()
+    (spool.directory / "letters").mkdir()
+    for arguments in (["list"], ["show", "a1"]):
+        code, _, err = in_process("dead", *arguments)
+        assert (code, err) == (1, [f"mqttapi: cannot read {where}: Is a directory"])
+
+
 async def test_resend_sends_what_the_app_could_not(mqttapi: CommandLine, mosquitto: Mosquitto, tmp_path: Path) -> None:
     """First nobody listens, so the letter stays; then somebody does; `--original` goes to where it came from."""
     mqttapi.write("main.py", APP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,15 @@ async def relay(payload: str) -> None:
 def block(payload: str) -> None:
     print("begin thread", flush=True)
     time.sleep(float(payload))
+
+@app.topic("deaf", timeout=None)
+async def deaf(payload: str) -> None:
+    print("begin deaf", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except BaseException:
+            print("deaf", flush=True)
 
 @app.on_disconnect
 async def goodbye() -> None:
@@ -192,6 +202,35 @@ def test_a_handler_that_waits_for_the_broker_holds_the_end_up_for_the_grace_only
         broker.pause()
         app.wait_for("begin relay", times=0)
         assert app.stop() == 0
+    assert_quiet(app)
+
+
+@pytest.mark.parametrize(("command", "signals"), [("mqttapi run", 1), ("app.run()", 1), ("app.run()", 2)])
+def test_a_handler_that_catches_its_cancellation_is_left_behind(
+    mqttapi: CommandLine, command: str, signals: int
+) -> None:
+    with Mosquitto() as broker:
+        if command == "mqttapi run":
+            app = start(mqttapi, broker, MQTTAPI_GRACE="0.3")
+        else:
+            mqttapi.write("main.py", APP)
+            program = f"import mqttapi.logs, main; mqttapi.logs.configure(); main.app.run(broker={broker.url!r})"
+            app = mqttapi.start_program(sys.executable, "-c", program, MQTTAPI_GRACE="0.3")
+        app.wait_for("subscribed")
+        publish(broker, "deaf", "x")
+        app.wait_for("begin deaf")
+        app.send(signal.SIGTERM)
+        app.wait_for("is nearly over")
+        if signals == 2:
+            app.send(signal.SIGTERM)
+        code = app.wait()
+        again = start(mqttapi, broker, MQTTAPI_GRACE="0.3")
+        again.wait_for("begin deaf")
+        again.dispose()
+    assert code == signals - 1
+    assert "leaving them behind" in app.output
+    if signals == 1:
+        assert "main.deaf was cancelled on deaf and goes on all the same: it is left behind." in app.output
     assert_quiet(app)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mqttapi import App, Context
-from mqttapi.runtime.lanes import Runner
+from mqttapi.runtime.runs import Runner
 
 __all__ = ["add", "runners_of"]
 

@@ -33,8 +33,8 @@ from mqttapi.config import Settings
 from mqttapi.errors import PublishQueueFull
 from mqttapi.message import Message
 from mqttapi.runtime.dead_letters import DeadLetters
-from mqttapi.runtime.lanes import Run
 from mqttapi.runtime.outcome import Outcome
+from mqttapi.runtime.runs import Run
 from mqttapi.runtime.spool import Letter, Spool
 from mqttapi.testing import TestClient
 
@@ -437,9 +437,11 @@ async def waits_for(thread: CapacityLimiter) -> None:
 
 
 def look(client: TestClient) -> None:
-    """At the deadlines."""
+    """At the deadlines, in time: the loop has turned meanwhile."""
     assert client._service is not None
-    client._service.workers._look_at_deadlines()
+    workers = client._service.workers
+    workers._sweep_due = asyncio.get_running_loop().time()
+    workers._look_at_deadlines()
 
 
 async def test_middleware_around_the_attempts_is_limited_by_max_hold_after_a_retry(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from mqttapi import App, ConfigurationError, Router
 from mqttapi.runtime.dispatcher import IGNORED, Dispatcher
 from mqttapi.runtime.fence import fence_topic
-from mqttapi.runtime.lanes import Target
 from mqttapi.runtime.links import LinkPlan, Subscribed, plan, subscription_id, subscriptions
-from mqttapi.topics import matches
+from mqttapi.runtime.runs import Target
+from mqttapi.topics import matches, register_converter
 from tests.runtime.routes import add, runners_of
 
 TEMPLATES = ("a/<n:int>", "a/<x>", "a/b", "a/#", "#", "<x>/b", "a/dev-<x>", "a/<x?>", "<x:int>/<y>", "+/b/#")
@@ -266,3 +267,20 @@ def test_of_several_fallbacks_the_one_with_the_nearest_prefix_runs() -> None:
     assert names(dispatcher.targets("plant/x", number)) == ["near"]
     assert names(dispatcher.targets("elsewhere")) == ["far"]
     assert names(dispatcher.targets("$SYS/x")) == ["far"]
+
+
+def test_a_converter_that_fails_costs_its_route_that_topic_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    """`Decimal` raises what is no ValueError. Who raises at the dispatcher ends the connection, for ever."""
+    register_converter("amount", ".+", Decimal, Decimal)
+    app = App()
+    add(app, "a/<n:amount>")
+    add(app, "a/+")
+    dispatcher = Dispatcher(subscriptions(runners_of(app), "group"))
+    assert [names(dispatcher.targets(topic)) for topic in ("a/1.5", "a/x", "a/y")] == [
+        ["a/<n:amount>", "a/+"],
+        ["a/+"],
+        ["a/+"],
+    ]
+    assert len(caplog.records) == 1
+    assert caplog.messages[0].startswith("a/<n:amount> does not match a/x, as a converter in 'a/<n:amount>' failed.")
+    assert caplog.records[0].exc_info is not None

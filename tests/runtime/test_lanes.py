@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mqttapi.message import Message
-from mqttapi.runtime.lanes import HandlerTimeout, Run, Runner, Workers
+from mqttapi.runtime.lanes import Workers
 from mqttapi.runtime.outcome import DONE, Outcome
+from mqttapi.runtime.runs import Run, Runner
+from mqttapi.runtime.timeouts import HandlerTimeout
 
 Handler = Callable[[Any], Awaitable[object]]
 
@@ -191,6 +194,31 @@ async def test_context_variables_do_not_leak_between_messages() -> None:
         assert seen == [("clean", "dirty")] * 6
 
 
+async def test_context_variables_whose_values_cannot_be_compared_do_not_leak_either() -> None:
+    """An array, say, of which `==` makes an array."""
+
+    class Array:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+    variable: contextvars.ContextVar[Array] = contextvars.ContextVar("variable")
+    clean = Array()
+    variable.set(clean)
+    seen: list[bool] = []
+
+    async def handler(run: Run) -> None:
+        seen.append(variable.get() is clean)
+        variable.set(Array())
+
+    async with Bench(handler).running() as bench:
+        bench.give(*numbered("a", 3))
+        await bench.workers.drain()
+        assert seen == [True] * 3
+        assert bench.workers.waiting() == []
+
+
 async def test_a_function_of_the_message_is_the_key() -> None:
     """Two keys run at once: the barrier opens. Two messages of one key do not."""
     both = asyncio.Barrier(2)
@@ -239,6 +267,28 @@ async def test_a_handler_that_takes_too_long_is_cancelled_and_the_next_runs() ->
         assert [outcome.reason for _, outcome in bench.ended_runs] == [HandlerTimeout.__name__, ""]
 
 
+async def test_a_handler_that_blocks_the_loop_does_not_use_up_the_time_of_others() -> None:
+    """What the patient one waits for comes within its time, and nobody can take it until the loop turns again."""
+    came = asyncio.Event()
+
+    async def handler(run: Run) -> None:
+        if run.message.topic == "patient":
+            await came.wait()
+        else:
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_later(0.1, came.set)
+            time.sleep(1.5)  # noqa: ASYNC251  this is the fault
+
+    async with Bench(handler, timeout=0.5).running() as bench:
+        bench.give(*numbered("patient", 1), *numbered("rude", 1))
+        await bench.workers.drain()
+        assert [outcome.kind for _, outcome in bench.ended_runs] == ["done"] * 2
+        came.clear()
+        bench.give(*numbered("patient", 1))
+        await bench.workers.drain()
+        assert bench.ended_runs[-1][1].reason == HandlerTimeout.__name__
+
+
 async def test_asyncio_timeout_works_in_a_handler_after_a_timeout_of_ours() -> None:
     """A cancellation of ours leaves no trace in the task, which serves other messages after it."""
     reasons: list[str] = []
@@ -282,6 +332,49 @@ async def test_a_handler_that_cancels_its_own_task_is_a_failure() -> None:
         bench.give(*numbered("a", 2))
         await bench.workers.drain()
         assert [outcome.reason for _, outcome in bench.ended_runs] == ["CancelledError", ""]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_cancellation_when_nothing_runs_stops_nothing(at_once: bool, cancels: int) -> None:
+    """A handler has left its task to somebody who cancels it when its message is long done."""
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    async def handler(run: Run) -> None:
+        tasks.append(asyncio.current_task())
+
+    async with Bench(handler).running() as bench:
+        bench.give(*numbered("a", 1))
+        await bench.workers.drain()
+        await asyncio.sleep(0)
+        assert tasks[0] is not None
+        for _ in range(cancels):
+            tasks[0].cancel()
+            if not at_once:
+                await asyncio.sleep(0)
+        bench.give(*numbered("a", 2))
+        tasks[0].cancel()
+        await bench.workers.drain()
+        bench.give(*numbered("a", 2))
+        await bench.workers.drain()
+        assert [outcome.kind for _, outcome in bench.ended_runs] == ["done"] * 5
+
+
+async def test_a_cancellation_that_comes_when_the_loop_has_its_turn_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mqttapi.runtime.lanes.LOOP_TURN", -1)
+
+    async def handler(run: Run) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if run.message.payload == b"0":
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    async with Bench(handler).running() as bench:
+        bench.give(*numbered("a", 100))
+        await bench.workers.drain()
+        assert [outcome.kind for _, outcome in bench.ended_runs] == ["done"] * 100
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])

@@ -15,10 +15,11 @@ from mqttapi import App
 from mqttapi.message import NO_PROPERTIES, HeavyProperties, Properties
 from mqttapi.runtime.dispatcher import Dispatcher
 from mqttapi.runtime.intake import Intake
-from mqttapi.runtime.lanes import Run, Runner, Workers
+from mqttapi.runtime.lanes import Workers
 from mqttapi.runtime.links import subscription_id, subscriptions
 from mqttapi.runtime.outcome import DONE, Outcome
 from mqttapi.runtime.overflow import Queue
+from mqttapi.runtime.runs import Run, Runner
 from tests.runtime.routes import add
 
 

@@ -146,6 +146,19 @@ async def test_what_an_exception_handler_raises_is_the_outcome_and_goes_to_no_ot
     assert (delivery.outcome, delivery.reason) == ("failed", "raised KeyError")
 
 
+async def test_an_exception_handler_that_is_cancelled_leaves_a_dead_letter() -> None:
+    """By something it waits for, say."""
+    app = raising(UnknownDevice("x"), dead_letter="dead/<topic>")
+
+    @app.exception_handler(UnknownDevice)
+    async def unknown(context: Context, _: UnknownDevice) -> None:
+        raise asyncio.CancelledError
+
+    async with client_of(app) as client:
+        delivery = await client.publish("t/1")
+    assert (delivery.reason, delivery.dead_letter) == ("was cancelled, though not by mqttapi", "dead/t/1")
+
+
 @pytest.mark.parametrize(("error", "kind"), [(Drop("no"), "dropped"), (Reject("no"), "rejected")])
 async def test_an_exception_handler_may_steer(error: Exception, kind: str) -> None:
     app = raising(UnknownDevice("x"))
@@ -408,6 +421,35 @@ async def test_a_failure_to_publish_the_result_is_a_dead_letter_and_the_handler_
     assert (delivery.reason, delivery.dead_letter, len(calls)) == ("raised InvalidTopic", "dead/t", 1)
 
 
+class Slow(TestClient):
+    """A client whose broker confirms dead letters alone."""
+
+    def submit(self, publish: Publish, *, reserved: bool = False) -> asyncio.Future[PublishResult]:
+        return super().submit(publish) if reserved else asyncio.get_running_loop().create_future()
+
+
+async def test_a_cancellation_while_the_result_is_published_is_a_failure_and_the_next_message_is_handled() -> None:
+    """Somebody has kept the task that the handler ran in, and cancels it later."""
+    app = App("t", dead_letter="dead/<topic>")
+    tasks: list[asyncio.Task[Any]] = []
+
+    @app.topic("t")
+    async def handler(payload: str) -> Publish | None:
+        if payload == "no":
+            return None
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
+        return Publish("out")
+
+    async with Slow(app, raise_exceptions=False) as client:
+        delivery = asyncio.create_task(client.publish("t", "yes"))
+        await eventually(lambda: tasks)
+        tasks[0].cancel()
+        assert (await delivery).dead_letter == "dead/t"
+        assert (await client.publish("t", "no")).outcome == "done"
+
+
 class Refusing(TestClient):
     """A client whose broker is away for dead letters."""
 
@@ -580,7 +622,9 @@ async def test_a_topic_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureF
 
 
 async def test_input_values_of_validation_errors_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither of the payload, nor where a handler validates something itself, nor as the cause of another error."""
+    """Neither of the payload, nor where a handler validates something itself, nor as the cause of another error, nor in
+    a group.
+    """
     app = App("t", dead_letter="dead/<topic>")
     adapter = TypeAdapter(dict[str, int])
     secret = "s3cret"
@@ -599,12 +643,26 @@ async def test_input_values_of_validation_errors_are_not_logged(caplog: pytest.L
         except ValueError as error:
             raise UnknownDevice("no") from error
 
+    @app.topic("group")
+    async def group() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(cause())
+
+    @app.topic("circle")
+    async def circle() -> None:
+        try:
+            await group()
+        except ExceptionGroup as error:
+            raise error.exceptions[0] from error
+
     async with client_of(app) as client:
-        for topic in ("payload", "handler", "cause"):
+        for topic in ("payload", "handler", "cause", "group", "circle"):
             await client.publish(topic, {"number": secret})
     formatter = logging.Formatter()
     text = "\n".join(formatter.format(record) for record in caplog.records)
     assert secret not in text
+    assert len(caplog.records) == 5
+    assert "ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)" in text
     assert "ValidationError: 1 validation errors for dict[str,int]: a: Input should be a valid integer" in text
     assert "test_policy.py" in text
     assert all(secret not in str(publish.user_properties) for publish in client.published)

@@ -18,11 +18,12 @@ from mqttapi import App, PoisonMessage
 from mqttapi.message import NO_PROPERTIES, Message
 from mqttapi.runtime.dispatcher import Dispatcher
 from mqttapi.runtime.intake import Intake
-from mqttapi.runtime.lanes import Run, Runner, Workers
+from mqttapi.runtime.lanes import Workers
 from mqttapi.runtime.links import subscriptions
 from mqttapi.runtime.outcome import DONE, Outcome
 from mqttapi.runtime.overflow import Queue
 from mqttapi.runtime.quarantine import CHARGES, Note, Quarantine, key_of, read_note, write_note
+from mqttapi.runtime.runs import Run, Runner
 from tests.runtime.routes import add
 
 WINDOW = 8

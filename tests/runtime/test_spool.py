@@ -130,6 +130,22 @@ def test_there_is_a_bound(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_leaves_what_was_there_and_no_half_of_a_letter(spool: Spool) -> None:
     """The kernel's bound on the size of a file stands for that of the disk."""
     spool.append(letter(b"before"))
+    assert with_small_disk(f"Spool(Path({str(spool.directory)!r})).append(letter(b'x' * 3000))") == "File too large\n"
+    assert (payloads(spool), spool.damaged()) == ([b"before"], 0)
+
+
+def test_a_disk_that_is_too_full_to_take_a_letter_out_keeps_all_and_has_no_less_room(spool: Spool) -> None:
+    for payload in (b"one", b"two" * 1000):
+        spool.append(letter(payload))
+    before = {path.name for path in spool.directory.iterdir()}
+    first = spool.letters()[0].id
+    assert with_small_disk(f"Spool(Path({str(spool.directory)!r})).remove([{first!r}])") == "File too large\n"
+    assert payloads(spool) == [b"one", b"two" * 1000]
+    assert {path.name for path in spool.directory.iterdir()} == before
+
+
+def with_small_disk(action: str) -> str:
+    """What the system says to an action, where no file may have more than 1,000 bytes."""
     code = f"""
 import resource, signal
 from pathlib import Path
@@ -138,14 +154,14 @@ from mqttapi.runtime.spool import Spool
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    Spool(Path({str(spool.directory)!r})).append(letter(b"x" * 3000))
+    {action}
 except OSError as error:
     print(error.strerror)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "File too large\n"
-    assert (payloads(spool), spool.damaged()) == ([b"before"], 0)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_what_append_has_returned_for_survives_a_kill(spool: Spool) -> None:

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError
-from mqttapi.runtime.lanes import Runner
 from mqttapi.runtime.links import subscriptions
+from mqttapi.runtime.runs import Runner
 from mqttapi.service import session_of
 from mqttapi.topics import TopicTree
 from mqttapi.workers.plan import Plan, wanted

@@ -13,15 +13,19 @@ and the broker keeps what comes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError, Drop, MessageError, RetryLater
 from mqttapi.middleware.builtin.rules import is_number, require
+from mqttapi.middleware.builtin.standstill import standstill
 from mqttapi.middleware.builtin.store import PerRun
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mqttapi.context import Context
     from mqttapi.injection import Endpoint
     from mqttapi.routing import Route
@@ -136,15 +140,12 @@ class _Circuit:
         """Return when the message may be handled; True: as a probe, whose end has to be told."""
         if not self.is_open:
             return False
-        waits = _Wait(context)
-        await waits.begin()
-        try:
-            while not self._lets_in():
-                await self._turn()
-            probes, self._may_probe = self._may_probe, False
-            return probes
-        finally:
-            waits.end()
+        async with standstill(context, anew=True):
+            with _held_link(context):
+                while not self._lets_in():
+                    await self._turn()
+                probes, self._may_probe = self._may_probe, False
+                return probes
 
     def _lets_in(self) -> bool:
         return not self.is_open or self._may_probe
@@ -203,27 +204,18 @@ class _Circuit:
         self._wake()
 
 
-class _Wait:
-    """A message that waits for as long as it takes: its clock stands still, and its link reads nothing."""
-
-    def __init__(self, context: Any) -> None:
-        self._run = context if hasattr(context, "runner") else None
-        self._origin = getattr(context, "origin", None)
-        self._holds = hasattr(self._origin, "hold")
-
-    async def begin(self) -> None:
-        await asyncio.sleep(0)  # the workers know now that the run waits, and have set its deadline
-        if self._run is not None:
-            self._run.deadline = None
-        if self._holds:
-            self._origin.hold()  # type: ignore[union-attr]  # an Intake
-
-    def end(self) -> None:
-        if self._holds:
-            self._origin.let_go()  # type: ignore[union-attr]  # as above
-        if self._run is not None:
-            self._run.began = now = asyncio.get_running_loop().time()
-            self._run.deadline = now + self._run.runner.timeout
+@contextlib.contextmanager
+def _held_link(context: Any) -> Iterator[None]:
+    """Nothing is read from the link that the message came on."""
+    origin: Any = getattr(context, "origin", None)
+    if not hasattr(origin, "hold"):  # that is no link
+        yield
+        return
+    origin.hold()
+    try:
+        yield
+    finally:
+        origin.let_go()
 
 
 def _is_exception(kind: object) -> bool:

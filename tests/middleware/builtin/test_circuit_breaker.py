@@ -200,6 +200,26 @@ async def test_a_message_that_waits_outlives_its_time_out_and_is_handled() -> No
     assert handled == ["1"]
 
 
+async def test_a_message_that_was_held_has_all_its_time_again() -> None:
+    """Else a service that is slow to fail leaves it too little for the next call."""
+    app = App("t")
+    left: list[float] = []
+
+    @app.topic("t", isolate=True, timeout=60.0, middleware=[CircuitBreaker(1, reset=0.01)])
+    async def handler(context: Context) -> None:
+        await asyncio.sleep(0)
+        run: Any = context
+        left.append(run.deadline - asyncio.get_running_loop().time())
+        if len(left) == 1:
+            run.began -= 50
+            run.deadline -= 50  # so long did the call take
+            raise ConnectionError
+
+    async with TestClient(app) as tester:
+        assert (await tester.publish("t")).outcome == "done"
+    assert all(50 < seconds <= 60 for seconds in left)
+
+
 async def test_nothing_is_lost_and_other_routes_go_on(mosquitto: Mosquitto) -> None:
     service = {"away": True, "calls": 0}
     app, handled = breaking(Settings(instance="test", max_hold=0.4, max_in_flight=5, grace=5.0), service)
