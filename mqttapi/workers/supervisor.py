@@ -139,10 +139,12 @@ class Supervisor:
     async def _keep(self, slot: Slot) -> None:
         """Have a process in the slot for as long as the slot is wanted."""
         while self._is_wanted(slot):
-            if slot.successor is not None:  # it has the code as it is now
+            successor, slot.successor = slot.successor, None
+            if successor is not None:  # it has the code as it is now
                 slot.quarantine.forgive()
             try:
-                process, slot.successor = slot.successor or await self._start(slot), None
+                # While one starts there may come a successor, whose turn is after it.
+                process = successor or await self._start(slot)
             except OSError as error:
                 log.error("cannot start worker %d: %s", slot.number, error)
                 slot.deaths += 1
@@ -176,7 +178,7 @@ class Supervisor:
             slot.number, self._launch, note=slot.quarantine.fd, outputs=self._outputs, relay=self._relay
         )
         process.on_change = self._changed
-        if self.stopping:
+        if not self._is_wanted(slot):  # since a moment ago
             self._retire(process)
         return process
 
@@ -367,20 +369,26 @@ class Supervisor:
 
     async def _replace(self, slot: Slot) -> None:
         """Let a new process take a slot over, once it has been loaded."""
-        slot.successor = successor = await self._start(slot)
+        try:
+            slot.successor = successor = await self._start(slot)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot start a new process for worker {slot.number}: {error}. The old one goes on"
+            ) from None
         loaded = await self._until_loaded(successor)
         if loaded is None:
             code = await successor.ended(self._relay)
-            slot.successor = None
+            waited, slot.successor = slot.successor is successor, None
             self._must_serve()
             raise ConfigurationError(
                 f"the new process of worker {slot.number} {how_it_ended(code)} before it had loaded the app; its log "
-                "says why. The old one goes on"
+                f"says why. {'The old one goes on' if waited else 'It is tried again, as the old one has died, too'}"
             )
         if slot.number == 0:
             self._learn(loaded)
         self._changed()
         slot.on_trial, slot.deaths = True, 0
+        await self._until(lambda: self.stopping or slot.process is not None)  # one may be about to be started
         if slot.process is not None and slot.process is not successor:
             self._retire(slot.process)
         await self._until(lambda: self.stopping or slot.successor is not successor)
