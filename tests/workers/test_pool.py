@@ -219,6 +219,31 @@ def test_a_second_signal_to_the_supervisor_stops_at_once(mqttapi: CommandLine, m
     again.stop()
 
 
+def test_a_first_signal_cuts_nothing_short_that_ends_for_another_reason(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    """As where `mqttapi stop --no-wait` is told to a service before the service manager stops it."""
+    pool = start(mqttapi, mosquitto)
+    publish(mosquitto, "shared/1", *"abc")
+    eventually_sync(lambda: len(said(pool, "begin")) == 3, what=lambda: pool.output)
+    assert mqttapi("stop", "--no-wait").returncode == 0
+    assert pool.stop() == 0
+    assert said(pool, "end") == Counter("abc")
+
+
+def test_signals_while_it_ends_do_not_change_what_its_exit_code_may_be(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    pool = start(mqttapi, mosquitto)
+
+    def told_again() -> bool:
+        pool.send(signal.SIGTERM)
+        return pool.process.poll() is not None
+
+    eventually_sync(told_again)
+    assert pool.process.returncode in {0, 1}
+
+
 def test_signals_to_a_worker_drain_it_however_many_and_it_is_started_again(
     mqttapi: CommandLine, mosquitto: Mosquitto
 ) -> None:
