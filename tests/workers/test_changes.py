@@ -152,6 +152,19 @@ def test_a_worker_that_is_being_started_when_its_slot_is_reloaded_is_replaced(
     assert hesitant.stop() == 0
 
 
+def test_new_code_for_fewer_workers_takes_none_of_them_for_one_of_an_earlier_start(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    write(mqttapi)
+    pool = start(mqttapi, mosquitto)
+    mqttapi.write("main.py", (mqttapi.directory / "main.py").read_text().replace("workers=2", "workers=1"))
+    assert mqttapi("reload").stdout == "reloaded: 1 worker runs the new code\n"
+    assert "earlier start" not in pool.output
+    assert len(pool.children()) == 1
+    handles(pool, mosquitto, "a")
+    assert pool.stop() == 0
+
+
 def test_each_worker_knows_the_size_after_a_change(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:
     write(mqttapi)
     pool = start(mqttapi, mosquitto)

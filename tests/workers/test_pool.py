@@ -286,6 +286,40 @@ def test_nothing_is_lost_or_doubled_over_a_hang_up_under_load(mqttapi: CommandLi
     assert said(pool, "end") == Counter(numbers)
 
 
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (2, 3)])
+def test_nothing_is_lost_where_the_new_code_wants_another_number_of_workers(
+    mqttapi: CommandLine, mosquitto: Mosquitto, before: int, after: int
+) -> None:
+    """Routes that are not shared go to another worker then: it has subscribed before the former one gives them up."""
+    code = (
+        "from mqttapi import App\n"
+        "app = App('pool', placement='spread')\n"
+        "async def handle(payload: str):\n"
+        "    print('plain', payload, flush=True)\n"
+        "async def share(): ...\n"
+        "for number in range(6):\n"
+        "    app.on(f'plain/{number}', handle, name=str(number))\n"
+        "app.on('shared', share, shared=True, workers=WORKERS)\n"
+    )
+    mqttapi.write("main.py", code.replace("WORKERS", str(before)))
+    pool = start(mqttapi, mosquitto, size=before)
+    mqttapi.write("main.py", code.replace("WORKERS", str(after)))
+    pool.send(signal.SIGHUP)
+    sent = 0
+
+    def publish_until_reloaded() -> bool:
+        nonlocal sent
+        for number in range(6):
+            publish(mosquitto, f"plain/{number}", f"{sent}.{number}")
+        sent += 1
+        return f"reloaded: {after} worker" in pool.output
+
+    eventually_sync(publish_until_reloaded, within=30, what=lambda: pool.output)
+    expected = {f"{count}.{number}" for count in range(sent) for number in range(6)}
+    eventually_sync(lambda: set(said(pool, "plain")) == expected, what=lambda: pool.output[-2000:])
+    assert pool.stop() == 0
+
+
 def test_code_that_cannot_be_loaded_leaves_the_old_one_at_work(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:
     pool = start(mqttapi, mosquitto)
     former = pool.children()
