@@ -138,7 +138,7 @@ def test_a_killed_worker_is_back_in_its_slot_and_its_message_runs_again(
 ) -> None:
     pool = start(mqttapi, mosquitto)
     killed = pool.worker(1)
-    publish(mosquitto, "shared/0.5", *"abcdef")
+    publish(mosquitto, "shared/2", *"abcdef")
     eventually_sync(lambda: len(said(pool, "begin")) == 6, what=lambda: pool.output)
     held = set(re.findall(r"^begin (\S+) 1$", pool.output, re.MULTILINE))
     os.kill(killed, signal.SIGKILL)
@@ -155,7 +155,7 @@ def test_workers_whose_supervisor_was_killed_finish_what_they_have_and_end(
     mqttapi: CommandLine, mosquitto: Mosquitto
 ) -> None:
     pool = start(mqttapi, mosquitto)
-    publish(mosquitto, "shared/0.5", *"abcdef")
+    publish(mosquitto, "shared/2", *"abcdef")
     eventually_sync(lambda: len(said(pool, "begin")) == 6, what=lambda: pool.output)
     pids = pool.children()
     assert len(pids) == 3
