@@ -59,6 +59,8 @@ def obeying_signals(supervisor: Supervisor) -> Iterator[None]:
         del actions[signal.SIGHUP]
     for number, action in actions.items():
         loop.add_signal_handler(number, action)
+    # Workers inherit this: who has not come so far as to write its stack when it is asked to does not die of the question.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -242,6 +242,27 @@ def test_a_worker_that_stands_still_before_it_was_ready_writes_its_stack(
     assert pool.wait() == 1
 
 
+def test_a_worker_that_is_too_slow_to_write_its_stack_is_not_killed_by_the_request(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    """It has not even imported what writes it."""
+    write(mqttapi)
+    mqttapi.write(
+        "slow/sitecustomize.py",
+        "import os, sys, time\n"
+        "while 'mqttapi.cli.worker' in sys.orig_argv and not os.path.exists('go'): time.sleep(0.01)\n",
+    )
+    pool = mqttapi.start_program(
+        *(sys.executable, "-m", "tests.workers.impatient", "run", "--broker", mosquitto.url, "--workers", "1"),
+        PYTHONPATH=os.pathsep.join((str(mqttapi.directory / "slow"), mqttapi.environment["PYTHONPATH"])),
+    )
+    pool.wait_for("has said nothing for 2 s, and has not been ready yet")
+    (mqttapi.directory / "go").touch()
+    pool.wait_for("subscribed")
+    assert "was killed" not in pool.output
+    assert pool.stop() == 0
+
+
 @pytest.fixture
 def unread(mqttapi: CommandLine, mosquitto: Mosquitto) -> Iterator[subprocess.Popen[bytes]]:
     """A pool whose output nobody reads any more: the pipe is full, and its worker stands still in a print."""
