@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -101,7 +102,8 @@ async def work(
                 task.cancel()
 
     def hand(command: dict[str, Any]) -> None:
-        loop.call_soon_threadsafe(obey, command)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: what still lives has nothing to do with commands
+            loop.call_soon_threadsafe(obey, command)
 
     commands.hand_to(hand)
     loop.add_signal_handler(signal.SIGTERM, obey, {"do": "drain"})  # once or several times: only the supervisor hurries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -166,7 +167,8 @@ class ClientLock:
 
     def _write(self, holder: str) -> None:
         if self._file is not None:
-            os.pwrite(self._file, holder.ljust(_RECORD - 1).encode() + b"\n", 0)
+            with contextlib.suppress(OSError):  # the disk is full: it is locked, and does not say by whom
+                os.pwrite(self._file, holder.ljust(_RECORD - 1).encode() + b"\n", 0)
 
     def _holder(self) -> tuple[int | None, int | None, bool]:
         try:

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from mqttapi.errors import ConfigurationError
+
 __all__ = ["state_dir"]
 
 
@@ -14,7 +16,7 @@ def state_dir(app: str, path: Path | None = None) -> Path:
     """The directory of the app called `app`; it may not be there yet.
 
     It is beneath `path` (`MQTTAPI_STATE_DIR`), else `$STATE_DIRECTORY` (which systemd sets), else
-    `$XDG_STATE_HOME/mqttapi`, else `~/.local/state/mqttapi`.
+    `$XDG_STATE_HOME/mqttapi`, else `~/.local/state/mqttapi`. Raises `ConfigurationError` where the user has no home.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]", "-", app)[:100]
     if safe != app:
@@ -27,4 +29,10 @@ def _default() -> Path:
         return Path(given.partition(":")[0])
     if base := os.environ.get("XDG_STATE_HOME"):
         return Path(base, "mqttapi")
-    return Path("~/.local/state/mqttapi").expanduser()
+    try:
+        return Path("~/.local/state/mqttapi").expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            "there is no home directory (HOME is not set, and this user is in no list): set MQTTAPI_STATE_DIR to a "
+            "directory that is there after a restart, too"
+        ) from None

@@ -8,13 +8,15 @@ The socket also tells each of them that the other one is no more.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
-import socket
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 __all__ = ["GONE", "LONGEST_LINE", "Commands", "decode", "encode"]
@@ -23,7 +25,6 @@ LONGEST_LINE: Final = 16 * 2**20
 """Bytes. A state has a few hundred per route."""
 GONE: Final = "gone"
 """The command that a worker gives itself when the supervisor is no more."""
-_BACKLOG: Final = 4 * 2**20  # bytes that a supervisor may be behind before reports are left out
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -39,6 +40,8 @@ def decode(line: bytes) -> dict[str, Any]:
 
 class Commands:
     """The worker's end. A thread of its own reads: a busy event loop is no reason not to be told, nor to live on alone.
+
+    Another one writes: what an app with thousands of routes tells is more than a socket takes at once.
 
     Args:
         end: The socket.
@@ -58,14 +61,14 @@ class Commands:
         self._on_gone = on_gone
         self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._receiver: Callable[[dict[str, Any]], None] = self._queue.put
-        self._lock = threading.Lock()  # of what is sent
         self._receiving = threading.RLock()  # a signal may come with a command while another is being given
-        self._unsent = bytearray()
-        self._thread = threading.Thread(target=self._read, name="mqttapi-commands", daemon=True)
+        self._latest: deque[bytes] = deque(maxlen=1)  # what is to be sent next
+        self._due = threading.Event()
 
     def start(self) -> None:
-        """Begin to read."""
-        self._thread.start()
+        """Begin to read, and to write."""
+        threading.Thread(target=self._read, name="mqttapi-commands", daemon=True).start()
+        threading.Thread(target=self._write, name="mqttapi-reports", daemon=True).start()
 
     def give(self, command: dict[str, Any]) -> None:
         """A command that comes from elsewhere, such as a signal."""
@@ -84,16 +87,16 @@ class Commands:
                 receiver(self._queue.get())
 
     def tell(self, what: str, **rest: Any) -> None:
-        """Send a message, without waiting for a supervisor that does not read: then it is left out."""
-        with self._lock:
-            if len(self._unsent) > _BACKLOG:
-                return
-            self._unsent += encode({"tell": what, **rest})
-            try:
-                while self._unsent:
-                    del self._unsent[: self._socket.send(self._unsent, socket.MSG_DONTWAIT)]
-            except OSError:  # it does not read now, or is no more
-                pass
+        """Have a message sent, without waiting. It takes the place of one that has not begun to be sent."""
+        self._latest.append(encode({"tell": what, **rest}))
+        self._due.set()
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # the supervisor is no more
+            while self._due.wait():
+                self._due.clear()
+                if self._latest:
+                    self._socket.sendall(self._latest.pop())
 
     def _read(self) -> None:
         with self._socket.makefile("rb") as lines:

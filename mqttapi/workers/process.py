@@ -102,10 +102,12 @@ class Process:
             relay: Gets there what it writes.
         """
         ours, theirs = socket.socketpair()
-        pipes = [os.pipe() for _ in outputs]
-        passed = (theirs.fileno(), note, *outputs, *(source for source, _ in pipes))
-        settings = json.dumps({"control": theirs.fileno(), "outputs": outputs, "note": note, "passed": passed})
+        pipes: list[tuple[int, int]] = []
         try:
+            for _ in outputs:
+                pipes.append(os.pipe())  # noqa: PERF401  those that there are have to be closed where one fails
+            passed = (theirs.fileno(), note, *outputs, *(source for source, _ in pipes))
+            settings = json.dumps({"control": theirs.fileno(), "outputs": outputs, "note": note, "passed": passed})
             child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", _PROGRAM, launch.label, f"--slot={slot}", settings),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -114,6 +116,11 @@ class Process:
                 pass_fds=passed,
                 start_new_session=True,
             )
+        except BaseException:
+            ours.close()
+            for source, _ in pipes:
+                os.close(source)
+            raise
         finally:
             theirs.close()
             for _, sink in pipes:
@@ -165,7 +172,8 @@ class Process:
             # What it had forked may hold the other end of the socket.
             await asyncio.wait((self._reading,), timeout=_LAST_WORDS)
             self._reading.cancel()
-        for pipe in self._pipes:
+        pipes, self._pipes = self._pipes, ()  # once, though two may wait: the numbers are soon those of other pipes
+        for pipe in pipes:
             relay.finish(pipe)
         if not self.loaded.done():
             self.loaded.set_result(None)

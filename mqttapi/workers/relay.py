@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Relay"]
 
-_CHUNK: Final = 65_536
+_CHUNK: Final = 65_536  # bytes: all that a pipe holds
 _LONGEST: Final = 1 << 20  # bytes of a line, after which it is passed on as it is
 _LAST_WORDS: Final = 5.0
 """Seconds that the reader has at the end to take what is left."""
@@ -121,24 +121,22 @@ class Relay:
                 self._forget(source)
 
     def _copy(self, source: int) -> bool:
-        """Pass on what is there; False at the pipe's end."""
+        """Pass on what is there, as much as a pipe holds: then it is the turn of the others. False at the pipe's end."""
+        try:
+            data = os.read(source, _CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
         rest = self._rest[source]
-        while True:
-            try:
-                data = os.read(source, _CHUNK)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            if not data:
-                return False
-            rest += data
-            end = len(rest) if len(rest) > _LONGEST else rest.rfind(b"\n") + 1
-            complete = bytes(rest[:end])
-            del rest[:end]
-            if source == self._own:
-                self._copy_finished(but=source)  # the last words of a process come before what is said of its end
-            _write(self._target[source], complete)
+        rest += data
+        end = len(rest) if len(rest) > _LONGEST else rest.rfind(b"\n") + 1
+        complete = bytes(rest[:end])
+        del rest[:end]
+        if source == self._own:
+            self._copy_finished(but=source)  # the last words of a process come before what is said of its end
+        _write(self._target[source], complete)
+        return bool(data)
 
     def _forget(self, source: int) -> None:
         with self._lock:

@@ -31,12 +31,24 @@ log = logging.getLogger("mqttapi.workers")
 
 @contextlib.contextmanager
 def obeying_signals(supervisor: Supervisor) -> Iterator[None]:
-    """Obey them, in the main thread, as long as the block lasts."""
+    """Obey them, in the main thread, as long as the block lasts. After it they mean nothing any more."""
     had_terminal = _has_terminal()
     loop = asyncio.get_running_loop()
+    told = False
+
+    def tell_to_stop(name: str) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            log.info("%s: finishing what was accepted; a second signal stops at once", name)
+            supervisor.stop()
+        elif not supervisor.cut_short:
+            log.warning("%s again: stopping at once", name)
+            supervisor.cancel()
+
     actions: dict[signal.Signals, Callable[[], None]] = {
-        signal.SIGTERM: lambda: _told_to_stop(supervisor, "SIGTERM"),
-        signal.SIGINT: lambda: _told_to_stop(supervisor, "SIGINT"),
+        signal.SIGTERM: lambda: tell_to_stop("SIGTERM"),
+        signal.SIGINT: lambda: tell_to_stop("SIGINT"),
         signal.SIGQUIT: supervisor.stop,
         signal.SIGHUP: lambda: _hung_up(supervisor, had_terminal=had_terminal),
         signal.SIGTTIN: lambda: _change(supervisor, lambda: supervisor.scale(supervisor.size + 1)),
@@ -47,20 +59,14 @@ def obeying_signals(supervisor: Supervisor) -> Iterator[None]:
         del actions[signal.SIGHUP]
     for number, action in actions.items():
         loop.add_signal_handler(number, action)
+    # Workers inherit this: who has not come so far as to write its stack when it is asked to does not die of the question.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
         yield
     finally:
         for number in actions:
             loop.remove_signal_handler(number)
-
-
-def _told_to_stop(supervisor: Supervisor, name: str) -> None:
-    if not supervisor.stopping:
-        log.info("%s: finishing what was accepted; a second signal stops at once", name)
-        supervisor.stop()
-    elif not supervisor.cut_short:
-        log.warning("%s again: stopping at once", name)
-        supervisor.cancel()
+            signal.signal(number, signal.SIG_IGN)  # the process is about to end, with the code that it has
 
 
 def _hung_up(supervisor: Supervisor, *, had_terminal: bool) -> None:

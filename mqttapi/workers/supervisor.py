@@ -139,10 +139,12 @@ class Supervisor:
     async def _keep(self, slot: Slot) -> None:
         """Have a process in the slot for as long as the slot is wanted."""
         while self._is_wanted(slot):
-            if slot.successor is not None:  # it has the code as it is now
+            successor, slot.successor = slot.successor, None
+            if successor is not None:  # it has the code as it is now
                 slot.quarantine.forgive()
             try:
-                process, slot.successor = slot.successor or await self._start(slot), None
+                # While one starts there may come a successor, whose turn is after it.
+                process = successor or await self._start(slot)
             except OSError as error:
                 log.error("cannot start worker %d: %s", slot.number, error)
                 slot.deaths += 1
@@ -176,7 +178,7 @@ class Supervisor:
             slot.number, self._launch, note=slot.quarantine.fd, outputs=self._outputs, relay=self._relay
         )
         process.on_change = self._changed
-        if self.stopping:
+        if not self._is_wanted(slot):  # since a moment ago
             self._retire(process)
         return process
 
@@ -189,22 +191,19 @@ class Supervisor:
 
     def _learn(self, loaded: dict[str, Any]) -> None:
         """What the first worker tells of the app decides how many there are."""
-        first = not self.about
         self.about = loaded
-        self._replan(loaded)
-        if first:
-            cores = os.cpu_count() or 1
-            if self.size > _MANY_PER_CORE * cores:
-                log.warning(
-                    "%d workers on %d cores: more than %d per core seldom help", self.size, cores, _MANY_PER_CORE
-                )
-            self._on_loaded(self)
-            for number in range(1, self.size):
-                self._open(number)
+        self._replan(None)
+        cores = os.cpu_count() or 1
+        if self.size > _MANY_PER_CORE * cores:
+            log.warning("%d workers on %d cores: more than %d per core seldom help", self.size, cores, _MANY_PER_CORE)
+        self._on_loaded(self)
+        for number in range(1, self.size):
+            self._open(number)
 
-    def _replan(self, about: dict[str, Any]) -> None:
-        wanted = [Wanted(*each) for each in about["wanted"]]
-        self._plan = Plan(wanted, placement=about["placement"], size=self._wished)
+    def _replan(self, size: int | None) -> None:
+        """Have so many workers from now on; None: as many as the routes ask for."""
+        wanted = [Wanted(*each) for each in self.about["wanted"]]
+        self._plan = Plan(wanted, placement=self.about["placement"], size=size)
         for process in self._processes():
             if process.serves:
                 process.send("resize", size=self.size)
@@ -301,7 +300,9 @@ class Supervisor:
                 if slot is None or slot.leaving:
                     continue
                 await self._replace(slot)
-            await self._resize()
+            before = self._plan
+            self._replan(self._wished)
+            await self._resize(before)
         return f"reloaded: {_workers(self.size)} {'runs' if self.size == 1 else 'run'} the new code"
 
     async def scale(self, size: int) -> str:
@@ -321,7 +322,7 @@ class Supervisor:
                     "Add shared=True to a route"
                 )
             self._wished = size
-            self._replan(self.about)
+            self._replan(size)
             await self._resize(before)
         return _workers(self.size)
 
@@ -339,16 +340,15 @@ class Supervisor:
                     self.phase = "serving"
                 self._changed()
 
-    async def _resize(self, before: Plan | None = None) -> None:
+    async def _resize(self, before: Plan) -> None:
         """Open what is missing, replace those that are to serve something else, and let go what is too much."""
         new = [number for number in range(self.size) if number not in self._slots]
         for number in new:
             self._open(number).on_trial = True
         await self._until_ready(*new)
-        if before is not None:
-            for number in range(min(before.size, self.size)):
-                if number in self._slots and before.served(number) != self._plan.served(number):
-                    await self._replace(self._slots[number])
+        for number in range(min(before.size, self.size)):
+            if number in self._slots and before.served(number) != self._plan.served(number):
+                await self._replace(self._slots[number])
         surplus = [slot for number, slot in self._slots.items() if number >= self.size]
         for slot in surplus:
             slot.leaving = True
@@ -367,20 +367,27 @@ class Supervisor:
 
     async def _replace(self, slot: Slot) -> None:
         """Let a new process take a slot over, once it has been loaded."""
-        slot.successor = successor = await self._start(slot)
+        try:
+            slot.successor = successor = await self._start(slot)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot start a new process for worker {slot.number}: {error}. The old one goes on"
+            ) from None
         loaded = await self._until_loaded(successor)
         if loaded is None:
             code = await successor.ended(self._relay)
-            slot.successor = None
+            waited, slot.successor = slot.successor is successor, None
             self._must_serve()
             raise ConfigurationError(
                 f"the new process of worker {slot.number} {how_it_ended(code)} before it had loaded the app; its log "
-                "says why. The old one goes on"
+                f"says why. {'The old one goes on' if waited else 'It is tried again, as the old one has died, too'}"
             )
-        if slot.number == 0:
-            self._learn(loaded)
+        if slot.number == 0:  # how many it wants there will be when all have the new code: no route is without a worker
+            self.about = loaded
+            self._replan(self.size)
         self._changed()
         slot.on_trial, slot.deaths = True, 0
+        await self._until(lambda: self.stopping or slot.process is not None)  # one may be about to be started
         if slot.process is not None and slot.process is not successor:
             self._retire(slot.process)
         await self._until(lambda: self.stopping or slot.successor is not successor)

@@ -71,7 +71,7 @@ def test_the_app_does_not_outlive_a_killed_parent(mqttapi: CommandLine, shared_m
     command.process.kill()
     command.process.wait()
     eventually_sync(lambda: not is_alive(pid), what="the app ends")
-    assert "version 1 down" in command.output
+    eventually_sync(lambda: "version 1 down" in command.output, what=lambda: command.output)  # passed on after its end
     assert command.output.count("version 1 up") == 1
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -56,6 +57,19 @@ class TestClientLock:
                 "stop that one, or give this one its own MQTT_INSTANCE"
             )
             other.communicate()
+
+    async def test_on_a_full_disk_it_holds_and_does_not_say_by_whom(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        async with ClientLock("plant-host-0", tmp_path):
+            with pytest.raises(ClientIdInUse, match="is in use by another process on this machine"):
+                await ClientLock("plant-host-0", tmp_path).acquire()
+        async with ClientLock("plant-host-0", tmp_path):
+            pass
 
     async def test_a_draining_holder_is_waited_for(self, tmp_path: Path) -> None:
         with holder(tmp_path, "draining") as other:

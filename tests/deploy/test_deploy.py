@@ -256,6 +256,11 @@ def test_the_directories_of_systemd_are_those_of_the_settings() -> None:
     assert unit()["Service"]["RuntimeDirectoryMode"] == "0700"  # others may not write there, or the app refuses it
 
 
+def test_systemd_reloads_by_the_control_socket_which_does_no_harm_to_a_supervisor_that_has_just_been_started() -> None:
+    program, command = shlex.split(unit()["Service"]["ExecReload"])
+    assert (program, command) == (shlex.split(unit()["Service"]["ExecStart"])[0], "reload")
+
+
 def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = shutil.which("systemd-analyze")
     if program is None:

@@ -113,6 +113,58 @@ def test_with_keep_going_it_goes_on_where_the_first_start_fails(mqttapi: Command
     assert pool.stop() == 0
 
 
+@pytest.fixture
+def hesitant(mqttapi: CommandLine, mosquitto: Mosquitto) -> Running:
+    """A pool of two whose worker 1 was killed: the next one of its slot is being started until there is a file `go`."""
+    write(mqttapi)
+    mqttapi.environment |= {"MQTT_INSTANCE": "x"}
+    pool = mqttapi.start_program(sys.executable, "-m", "tests.workers.hesitant", "run", "--broker", mosquitto.url)
+    pool.wait_for("all 2 workers are ready")
+    hesitate = mqttapi.directory / "hesitate"
+    hesitate.touch()
+    os.kill(pool.worker(1), signal.SIGKILL)
+    eventually_sync(lambda: not hesitate.exists(), what=lambda: pool.output)
+    return pool
+
+
+def test_a_worker_that_is_being_started_when_its_slot_goes_away_goes_with_it(
+    mqttapi: CommandLine, mosquitto: Mosquitto, hesitant: Running
+) -> None:
+    hesitant.send(signal.SIGTTOU)
+    hesitant.wait_for("worker 1 goes away while it is not connected")
+    (mqttapi.directory / "go").touch()
+    hesitant.wait_for("mqttapi.workers: 1 worker\n")
+    assert len(hesitant.children()) == 1
+    handles(hesitant, mosquitto, "a")
+    assert hesitant.stop() == 0
+
+
+def test_a_worker_that_is_being_started_when_its_slot_is_reloaded_is_replaced(
+    mqttapi: CommandLine, hesitant: Running
+) -> None:
+    former = set(hesitant.children())
+    hesitant.send(signal.SIGHUP)
+    eventually_sync(lambda: len(set(hesitant.children()) - former) == 2, within=20, what=lambda: hesitant.output)
+    (mqttapi.directory / "go").touch()
+    hesitant.wait_for("reloaded: 2 workers run the new code")
+    assert not former.intersection(hesitant.children())
+    assert len(hesitant.children()) == 2
+    assert hesitant.stop() == 0
+
+
+def test_new_code_for_fewer_workers_takes_none_of_them_for_one_of_an_earlier_start(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    write(mqttapi)
+    pool = start(mqttapi, mosquitto)
+    mqttapi.write("main.py", (mqttapi.directory / "main.py").read_text().replace("workers=2", "workers=1"))
+    assert mqttapi("reload").stdout == "reloaded: 1 worker runs the new code\n"
+    assert "earlier start" not in pool.output
+    assert len(pool.children()) == 1
+    handles(pool, mosquitto, "a")
+    assert pool.stop() == 0
+
+
 def test_each_worker_knows_the_size_after_a_change(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:
     write(mqttapi)
     pool = start(mqttapi, mosquitto)
@@ -190,6 +242,27 @@ def test_a_worker_that_stands_still_before_it_was_ready_writes_its_stack(
     assert pool.wait() == 1
 
 
+def test_a_worker_that_is_too_slow_to_write_its_stack_is_not_killed_by_the_request(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    """It has not even imported what writes it."""
+    write(mqttapi)
+    mqttapi.write(
+        "slow/sitecustomize.py",
+        "import os, sys, time\n"
+        "while 'mqttapi.cli.worker' in sys.orig_argv and not os.path.exists('go'): time.sleep(0.01)\n",
+    )
+    pool = mqttapi.start_program(
+        *(sys.executable, "-m", "tests.workers.impatient", "run", "--broker", mosquitto.url, "--workers", "1"),
+        PYTHONPATH=os.pathsep.join((str(mqttapi.directory / "slow"), mqttapi.environment["PYTHONPATH"])),
+    )
+    pool.wait_for("has said nothing for 2 s, and has not been ready yet")
+    (mqttapi.directory / "go").touch()
+    pool.wait_for("subscribed")
+    assert "was killed" not in pool.output
+    assert pool.stop() == 0
+
+
 @pytest.fixture
 def unread(mqttapi: CommandLine, mosquitto: Mosquitto) -> Iterator[subprocess.Popen[bytes]]:
     """A pool whose output nobody reads any more: the pipe is full, and its worker stands still in a print."""
@@ -227,6 +300,31 @@ def test_who_does_not_read_keeps_no_worker_alive_whose_supervisor_was_killed(unr
     (worker,) = children(unread.pid)
     unread.kill()
     eventually_sync(lambda: not is_alive(worker), within=20)
+
+
+def test_a_worker_that_has_drained_and_cannot_end_is_not_left_alone(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:
+    """A thread of the user's does not end, so the interpreter waits; and then the supervisor is killed."""
+    write(mqttapi, starts="threading.Thread(target=lasts, args=(asyncio.get_running_loop(),)).start()")
+    with (mqttapi.directory / "main.py").open("a") as file:
+        file.write(
+            "import threading\n"
+            "def lasts(loop):\n"
+            "    while not loop.is_closed(): time.sleep(0.01)\n"
+            "    print('drained', flush=True)\n"
+            "    time.sleep(1000)\n"
+        )
+    mqttapi.environment |= {"MQTT_INSTANCE": "x"}
+    pool = mqttapi.start("run", "--broker", mosquitto.url, "--workers", "1", MQTTAPI_GRACE="1")
+    pool.wait_for("subscribed")
+    (worker,) = pool.children()
+    pool.send(signal.SIGTERM)
+    pool.wait_for("drained")
+    pool.process.kill()
+    try:
+        eventually_sync(lambda: not is_alive(worker), what=lambda: pool.output)
+    finally:
+        if is_alive(worker):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_what_ends_a_worker_is_a_record_where_logs_are_json(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:

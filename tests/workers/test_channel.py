@@ -39,16 +39,31 @@ def test_the_end_of_the_supervisor_is_told_whatever_comes_before_it() -> None:
     theirs.close()
 
 
-def test_a_supervisor_that_does_not_read_holds_up_no_worker_and_fills_no_memory() -> None:
+def test_a_supervisor_that_does_not_read_holds_up_no_worker_and_gets_the_latest_in_the_end() -> None:
     ours, theirs = socket.socketpair()
     commands = Commands(theirs)
+    commands.start()
     for number in range(200):
         commands.tell("state", number=number, filler="x" * 100_000)
-    assert len(commands._unsent) < 8 * 2**20
-    read = b""
-    while b"\n" not in read:
-        read += ours.recv(2**20)
-    first = read.split(b"\n")[0]
-    assert decode(first)["number"] == 0
+    told = []
+    with ours.makefile("rb") as lines:
+        for line in lines:
+            told.append(decode(line)["number"])
+            if told[-1] == 199:
+                break
+    assert len(told) < 10
+    ours.close()
+    theirs.close()
+
+
+def test_what_is_more_than_a_socket_holds_is_told_whole() -> None:
+    """The introduction of an app with 10,000 routes; there is nothing more to tell before it has been read."""
+    ours, theirs = socket.socketpair()
+    commands = Commands(theirs)
+    commands.start()
+    commands.tell("loaded", wanted="x" * 2**20)
+    with ours.makefile("rb") as lines:
+        ours.settimeout(10)
+        assert len(decode(lines.readline())["wanted"]) == 2**20
     ours.close()
     theirs.close()

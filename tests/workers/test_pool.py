@@ -138,7 +138,7 @@ def test_a_killed_worker_is_back_in_its_slot_and_its_message_runs_again(
 ) -> None:
     pool = start(mqttapi, mosquitto)
     killed = pool.worker(1)
-    publish(mosquitto, "shared/0.5", *"abcdef")
+    publish(mosquitto, "shared/2", *"abcdef")
     eventually_sync(lambda: len(said(pool, "begin")) == 6, what=lambda: pool.output)
     held = set(re.findall(r"^begin (\S+) 1$", pool.output, re.MULTILINE))
     os.kill(killed, signal.SIGKILL)
@@ -155,7 +155,7 @@ def test_workers_whose_supervisor_was_killed_finish_what_they_have_and_end(
     mqttapi: CommandLine, mosquitto: Mosquitto
 ) -> None:
     pool = start(mqttapi, mosquitto)
-    publish(mosquitto, "shared/0.5", *"abcdef")
+    publish(mosquitto, "shared/2", *"abcdef")
     eventually_sync(lambda: len(said(pool, "begin")) == 6, what=lambda: pool.output)
     pids = pool.children()
     assert len(pids) == 3
@@ -219,6 +219,31 @@ def test_a_second_signal_to_the_supervisor_stops_at_once(mqttapi: CommandLine, m
     again.stop()
 
 
+def test_a_first_signal_cuts_nothing_short_that_ends_for_another_reason(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    """As where `mqttapi stop --no-wait` is told to a service before the service manager stops it."""
+    pool = start(mqttapi, mosquitto)
+    publish(mosquitto, "shared/1", *"abc")
+    eventually_sync(lambda: len(said(pool, "begin")) == 3, what=lambda: pool.output)
+    assert mqttapi("stop", "--no-wait").returncode == 0
+    assert pool.stop() == 0
+    assert said(pool, "end") == Counter("abc")
+
+
+def test_signals_while_it_ends_do_not_change_what_its_exit_code_may_be(
+    mqttapi: CommandLine, mosquitto: Mosquitto
+) -> None:
+    pool = start(mqttapi, mosquitto)
+
+    def told_again() -> bool:
+        pool.send(signal.SIGTERM)
+        return pool.process.poll() is not None
+
+    eventually_sync(told_again)
+    assert pool.process.returncode in {0, 1}
+
+
 def test_signals_to_a_worker_drain_it_however_many_and_it_is_started_again(
     mqttapi: CommandLine, mosquitto: Mosquitto
 ) -> None:
@@ -259,6 +284,40 @@ def test_nothing_is_lost_or_doubled_over_a_hang_up_under_load(mqttapi: CommandLi
     eventually_sync(lambda: set(said(pool, "end")) == set(numbers), within=20, what=lambda: pool.output[-2000:])
     assert pool.stop() == 0
     assert said(pool, "end") == Counter(numbers)
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (2, 3)])
+def test_nothing_is_lost_where_the_new_code_wants_another_number_of_workers(
+    mqttapi: CommandLine, mosquitto: Mosquitto, before: int, after: int
+) -> None:
+    """Routes that are not shared go to another worker then: it has subscribed before the former one gives them up."""
+    code = (
+        "from mqttapi import App\n"
+        "app = App('pool', placement='spread')\n"
+        "async def handle(payload: str):\n"
+        "    print('plain', payload, flush=True)\n"
+        "async def share(): ...\n"
+        "for number in range(6):\n"
+        "    app.on(f'plain/{number}', handle, name=str(number))\n"
+        "app.on('shared', share, shared=True, workers=WORKERS)\n"
+    )
+    mqttapi.write("main.py", code.replace("WORKERS", str(before)))
+    pool = start(mqttapi, mosquitto, size=before)
+    mqttapi.write("main.py", code.replace("WORKERS", str(after)))
+    pool.send(signal.SIGHUP)
+    sent = 0
+
+    def publish_until_reloaded() -> bool:
+        nonlocal sent
+        for number in range(6):
+            publish(mosquitto, f"plain/{number}", f"{sent}.{number}")
+        sent += 1
+        return f"reloaded: {after} worker" in pool.output
+
+    eventually_sync(publish_until_reloaded, within=30, what=lambda: pool.output)
+    expected = {f"{count}.{number}" for count in range(sent) for number in range(6)}
+    eventually_sync(lambda: set(said(pool, "plain")) == expected, what=lambda: pool.output[-2000:])
+    assert pool.stop() == 0
 
 
 def test_code_that_cannot_be_loaded_leaves_the_old_one_at_work(mqttapi: CommandLine, mosquitto: Mosquitto) -> None:

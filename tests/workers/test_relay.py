@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import select
@@ -170,6 +171,43 @@ def test_it_ends_well_whatever_has_ended_while_it_stood_still(stream: Stream, fu
     os.close(write_stuck)
     os.close(write)
     assert set(stream.data.splitlines()) == {b"last words", b"the last record"}
+
+
+def test_one_that_writes_without_end_silences_no_other_and_is_no_more_read_after_its_end() -> None:
+    """What takes the stream is slower: the endless writer has filled its pipe again before the relay comes back to it."""
+    out, target = os.pipe()
+    fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, 4096)
+    (endless, write_endless), (quiet, write_quiet) = os.pipe(), os.pipe()
+    os.set_blocking(write_endless, False)
+
+    def refilled() -> bool:
+        try:
+            while True:
+                os.write(write_endless, b"." * 4095 + b"\n")
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            return False
+
+    relay = Relay()
+    refilled()
+    relay.add(endless, target)
+    relay.add(quiet, target)
+    os.write(write_quiet, b"a word\n")
+    said = b""
+    while b"a word\n" not in said:
+        assert len(said) < 2**20
+        assert refilled()
+        said += os.read(out, 4096)
+    relay.finish(endless)
+    left = 0
+    while refilled():
+        left += len(os.read(out, 4096))
+        assert left < 2**20
+    os.close(out)
+    relay.close()
+    for descriptor in (target, write_endless, write_quiet):
+        os.close(descriptor)
 
 
 def test_log_records_wait_for_nobody(full: tuple[int, int]) -> None:
