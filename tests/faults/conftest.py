@@ -24,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("fault_table", default=None) and config.getoption("numprocesses", default=None):
+        raise pytest.UsageError("--fault-table: its tests have to run in one process: leave --numprocesses out")
     config.stash[_rows] = []
 
 

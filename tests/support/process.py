@@ -23,6 +23,10 @@ __all__ = ["HOST", "Server", "executable", "free_port"]
 
 HOST = "127.0.0.1"
 _OUTSIDE_PATH = "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"
+# Processes that run tests side by side have ports of their own: what one has found free the other does not take.
+_PORTS = range(15_000, 32_000)[
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+]
 _random = random.SystemRandom()  # a test may have seeded the other one
 
 
@@ -48,7 +52,7 @@ def free_port() -> int:
     could be given the server's port, or be connected to itself.
     """
     while True:
-        port = _random.randrange(15_000, 32_000)
+        port = _random.choice(_PORTS)
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))
