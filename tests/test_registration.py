@@ -72,7 +72,11 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"ack": "late"}, "ack must be 'handled' or 'received', got 'late'"),
     ({"name": ""}, "name must be a text, got ''"),
     ({"where": 3}, "where must map names of path parameters to a pattern or a set of values, got 3"),
-    ({"middleware": passing}, f"middleware must be a list, such as [log_it], got {passing!r}"),
+    ({"middleware": passing}, "middleware must be a list, such as [log_it], got passing(): write [passing]"),
+    (
+        {"dependencies": handler},
+        "dependencies must be a list, such as [Depends(check)], got handler(): write [Depends(handler)]",
+    ),
     ({"dependencies": [handler]}, "dependencies takes Depends(...) only, got handler(): write Depends(handler)"),
     ({"options": {}}, "options must be a RouteOptions(...), got {}"),
     ({"worker": 3}, "unknown option 'worker'. Did you mean 'workers'?"),

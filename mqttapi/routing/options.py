@@ -307,20 +307,23 @@ def _where(value: Any) -> str | None:
 
 def _sequence(name: str, example: str) -> Callable[[object], str | None]:
     def checker(value: object) -> str | None:
-        return None if isinstance(value, list | tuple) else f"{name} must be a list, such as [{example}], got {value!r}"
+        if isinstance(value, list | tuple):
+            return None
+        return f"{name} must be a list, such as [{example}], got {_named(value, '[{}]')}"
 
     return checker
 
 
 def _dependencies(value: object) -> str | None:
     if not isinstance(value, list | tuple):
-        return f"dependencies must be a list, such as [Depends(check)], got {value!r}"
+        return f"dependencies must be a list, such as [Depends(check)], got {_named(value, '[Depends({})]')}"
     wrong = next((item for item in value if not isinstance(item, Depends)), None)
-    return None if wrong is None else f"dependencies takes Depends(...) only, got {_named(wrong)}"
+    return None if wrong is None else f"dependencies takes Depends(...) only, got {_named(wrong, 'Depends({})')}"
 
 
-def _named(value: object) -> str:
-    return f"{called(value)}: write Depends({called(value)[:-2]})" if callable(value) else repr(value)
+def _named(value: object, right: str) -> str:
+    """A function by its name, and how to write it right."""
+    return f"{called(value)}: write {right.format(called(value)[:-2])}" if callable(value) else repr(value)
 
 
 def _options(value: object) -> str | None:
