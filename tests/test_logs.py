@@ -133,7 +133,7 @@ class TestConfigure:
     @pytest.mark.parametrize("format", ["plain", "json"])
     def test_every_record_is_one_line(self, format: Literal["plain", "json"], stream: io.StringIO) -> None:
         logs.configure("info", format, stream=stream)
-        encodable = HOSTILE.encode(errors="ignore").decode()  # pytest logs it, too, and may report it to another process
+        encodable = HOSTILE.encode(errors="ignore").decode()  # pytest reports it, too: to another process
         logging.getLogger("mqttapi.link").warning("topic %s", encodable)
         logging.getLogger("users.app").info("hello")
         first, second = stream.getvalue().splitlines()
