@@ -57,8 +57,10 @@ def check_arguments(
     check(options, label, beside=(*others, "former_filters", "lifespan", "credentials", "settings", "system_topics"))
     check_constraints(options.get("where", {}), label)
     for name, (kind, rule) in _KINDS.items():
-        if not isinstance(others[name], kind | None):
-            raise ConfigurationError(f"{label}: {name} must be {rule} or None, got {others[name]!r}")
+        value = others[name]
+        if not isinstance(value, kind | None):
+            got = type(value).__name__ if name == "broker" else repr(value)  # there may be a password in it
+            raise ConfigurationError(f"{label}: {name} must be {rule} or None, got {got}")
     for name, (first, second) in _CHOICES.items():
         if others[name] not in (first, second):
             raise ConfigurationError(f"{label}: {name} must be {first!r} or {second!r}, got {others[name]!r}")

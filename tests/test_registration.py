@@ -162,7 +162,10 @@ def test_a_middleware_that_is_none_is_refused_where_it_is_added() -> None:
         ({"overlap": "link"}, "App('x'): overlap must be 'ids' or 'links', got 'link'"),
         ({"ack_order": "any"}, "App('x'): ack_order must be 'arrival' or 'completed', got 'any'"),
         ({"session": "long"}, "App('x'): session must be a Session(...) or None, got 'long'"),
-        ({"broker": 5}, "App('x'): broker must be a URL, such as 'mqtt://localhost:1883', or None, got 5"),
+        (
+            {"broker": b"mqtt://u:s3cret@h"},
+            "App('x'): broker must be a URL, such as 'mqtt://localhost:1883', or None, got bytes",  # and no password
+        ),
         ({"brokr": "x"}, "App('x'): unknown option 'brokr'. Did you mean 'broker'?"),
         ({"former_filters": "a/b"}, "App('x'): former_filters must be a list, such as ['a/b']"),
         ({"qos": 7}, "App('x'): qos must be 0, 1 or 2, got 7"),
