@@ -21,7 +21,7 @@ import inspect
 import linecache
 import math
 import re
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from anyio import CapacityLimiter, WouldBlock
@@ -33,6 +33,7 @@ from mqttapi.injection.hints import show
 from mqttapi.injection.overrides import override
 from mqttapi.injection.params import Depends
 from mqttapi.injection.sources import Attribute, Call, Dependency, Read, Resource, Signature, Source
+from mqttapi.injection.standstill import standstill
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -225,8 +226,7 @@ def _took(limit: CapacityLimiter, token: object) -> bool:
 
 
 async def _wait_for_thread(context: Any, limit: CapacityLimiter, token: object) -> None:
-    # A run has a time limit; what a middleware has passed on in its place, or a test has made, has none.
-    async with context.standstill(held=True) if hasattr(context, "standstill") else nullcontext():
+    async with standstill(context, held=True):
         try:
             await limit.acquire_on_behalf_of(token)
         except asyncio.CancelledError as error:

@@ -19,8 +19,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from mqttapi.errors import ConfigurationError, Drop, MessageError, RetryLater
+from mqttapi.injection.standstill import standstill
 from mqttapi.middleware.builtin.rules import is_number, require
-from mqttapi.middleware.builtin.standstill import standstill
 from mqttapi.middleware.builtin.store import PerRun
 
 if TYPE_CHECKING:

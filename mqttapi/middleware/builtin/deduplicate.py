@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mqttapi.errors import ConfigurationError, Drop
 from mqttapi.injection.functions import called
+from mqttapi.injection.standstill import standstill
 from mqttapi.middleware.base import Middleware
 from mqttapi.middleware.builtin.find import Find, finder, fingerprint
 from mqttapi.middleware.builtin.rules import is_number, require, require_clock
-from mqttapi.middleware.builtin.standstill import standstill
 from mqttapi.middleware.builtin.store import (
     PerRun,
     Store,
